@@ -1,0 +1,1 @@
+"""Inner parts of the client library: HTTP, WebSocket, object store, uploads and downloads."""

@@ -1,0 +1,1 @@
+"""Front-end process: HTTP and WebSocket connections; no queue state."""

@@ -1,0 +1,1 @@
+"""Writer process: the loop decides, the journal thread commits."""
