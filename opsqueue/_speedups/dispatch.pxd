@@ -1,0 +1,70 @@
+"""The writer's inner loop: drains the rings into the engine, parks requests, writes replies. Decides nothing itself."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from opsqueue._speedups.engine cimport Engine
+from opsqueue._speedups.records cimport ChunkRecord, ReservedChunk, ReserveRecord
+from opsqueue._speedups.ring cimport Endpoint
+
+
+cdef struct Waiter:           # a parked reserve request
+    uint64_t holder
+    uint64_t nonce
+    uint64_t arrival          # orders waiters over all front-ends
+    uint32_t max
+    int strategy
+    uint32_t previous         # in the front-end's queue, by arrival; NO_WAITER at the ends
+    uint32_t next
+    uint32_t holder_previous  # among the holder's own
+    uint32_t holder_next
+
+
+cdef struct HolderSlot:       # a connection, by its dense slot in its front-end
+    uint64_t holder           # 0: closed
+    uint32_t first_waiter
+
+
+cdef struct Frontend:
+    uint32_t first_waiter     # oldest
+    uint32_t last_waiter
+    HolderSlot *holders
+    uint32_t holder_capacity
+    uint32_t incarnation      # raised when the front-end restarts
+    bint bad                  # its ring cannot be trusted; ignored until it restarts
+
+
+cdef class Dispatch:
+    cdef Engine engine
+    cdef list endpoints
+    cdef Frontend *frontends
+    cdef readonly uint32_t frontend_count
+    cdef uint32_t first_turn                  # which front-end's ring is drained first in the next turn
+    # waiters, in a slab
+    cdef Waiter *waiters
+    cdef uint32_t waiter_capacity
+    cdef uint32_t free_waiter
+    cdef readonly uint32_t parked
+    cdef uint64_t arrivals
+    # scratch
+    cdef ReservedChunk *reserved
+    # what the Python loop gets
+    cdef object on_request                    # (frontend, incarnation, request, payload bytes)
+    cdef object on_output                     # (submission, chunk, output bytes)
+    cdef list overflow                        # a deque of (request, payload) a front-end: replies that found no room
+    cdef readonly list bad_frontends          # indexes, for the loop to end and clear
+    cdef uint64_t *counters
+
+    cdef bint drain(self, uint32_t index, uint32_t limit)
+    cdef bint handle(self, uint32_t index, uint32_t kind, uint8_t *payload, uint32_t size)
+    cdef void handle_reserve(self, Endpoint endpoint, uint64_t holder, ReserveRecord *record)
+    cdef void handle_chunk(self, uint32_t kind, uint64_t holder, ChunkRecord *record)
+    cdef bint answer(self, Endpoint endpoint, uint64_t holder, uint64_t nonce, uint32_t max, int strategy) noexcept
+    cdef bint has_room(self, uint32_t index) noexcept
+    cdef HolderSlot *holder_slot(self, uint64_t holder) except NULL
+    cdef int park(self, uint64_t holder, uint64_t nonce, uint32_t max, int strategy) except -1
+    cdef void unpark(self, uint32_t waiter) noexcept
+    cdef void close(self, uint64_t holder, bint lost) noexcept
+    cdef void forget_frontend(self, uint32_t index)
+    cdef void serve_waiters(self)
+    cdef bint send_notices(self) noexcept
+    cdef bint send_overflow(self, uint32_t index)

@@ -1,0 +1,518 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""The writer's inner loop: drains the rings into the engine, parks requests, writes replies. Decides nothing itself.
+
+Hot records (reserve, complete, fail, ...) are handled without a Python object; cold ones go to the Python loop.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcpy, memset
+
+from collections import deque
+
+from opsqueue._speedups.board cimport Board
+from opsqueue._speedups.counters cimport (
+    HISTOGRAM_COMPLETE_MESSAGE,
+    HISTOGRAM_FAIL_MESSAGE,
+    RECORDS_RECEIVED,
+    RECORDS_SENT,
+    REQUESTS_PARKED,
+    RESERVATIONS_FAILED,
+    RESERVATIONS_SUCCEEDED,
+    observe,
+)
+from opsqueue._speedups.engine cimport COUNTED, Engine
+from opsqueue._speedups.records cimport (
+    CHUNK_HAS_OUTPUT,
+    CLOSE_LOST,
+    REC_CLOSE,
+    REC_COMPLETE,
+    REC_DROPPED,
+    REC_EXTEND,
+    REC_FAIL,
+    REC_FAIL_SUBMISSION,
+    REC_OPEN,
+    REC_REFUSED,
+    REC_RELEASE,
+    REC_REPLY,
+    REC_REQUEST,
+    REC_RESERVE,
+    REC_RESERVED,
+    REC_RETRY_LATER,
+    REC_WORKING_ON,
+    ChunkRecord,
+    CloseRecord,
+    DroppedRecord,
+    OpenRecord,
+    RefusedRecord,
+    RequestRecord,
+    ReservedChunk,
+    ReservedRecord,
+    ReserveRecord,
+)
+from opsqueue._speedups.ring cimport CONNECTED, PEER_RESTARTED, Endpoint
+
+cdef extern from "time.h" nogil:
+    ctypedef long time_t
+    struct timespec:
+        time_t tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec *now)
+    enum: CLOCK_MONOTONIC
+
+cdef enum:
+    MAX_CHUNKS = 4096             # of one reply (WIRE section 4)
+    NO_WAITER = 0xFFFFFFFF
+    FRONTEND_SHIFT = 56           # of a holder
+    MAX_SLOTS = 1 << 22           # connections of one front-end; a larger slot is a damaged record
+    RECORDS_A_TURN = 512          # of one front-end, so that none starves the others
+    WAITERS_A_TURN = 4096         # waiters looked at in one call, so that timers and commits are not delayed
+
+cdef uint64_t CONNECTION_MASK = (<uint64_t>1 << FRONTEND_SHIFT) - 1
+cdef uint32_t LARGEST_REPLY = sizeof(ReservedRecord) + MAX_CHUNKS * sizeof(ReservedChunk)
+
+
+cdef inline uint64_t monotonic_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
+
+
+cdef class Dispatch:
+    """Joins the engine to one endpoint per front-end.
+
+    `on_request(frontend, incarnation, request, payload)` takes each cold request; `on_output(submission, chunk, output)`
+    takes the output of a direct chunk whose completion counted. Neither may raise.
+    """
+
+    def __cinit__(self, Engine engine not None, endpoints, Board board not None, int slot, on_request, on_output):
+        cdef uint32_t index
+        self.engine = engine
+        self.endpoints = list(endpoints)
+        self.frontend_count = <uint32_t>len(self.endpoints)
+        self.frontends = <Frontend *>calloc(max(self.frontend_count, 1), sizeof(Frontend))
+        self.reserved = <ReservedChunk *>calloc(MAX_CHUNKS, sizeof(ReservedChunk))
+        if self.frontends == NULL or self.reserved == NULL:
+            raise MemoryError("no memory for the dispatch tables")
+        for index in range(self.frontend_count):
+            self.frontends[index].first_waiter = self.frontends[index].last_waiter = NO_WAITER
+        self.free_waiter = NO_WAITER
+        self.on_request = on_request
+        self.on_output = on_output
+        self.overflow = [deque() for _ in self.endpoints]
+        self.bad_frontends = []
+        self.counters = board.counters(slot)
+
+    def __dealloc__(self):
+        cdef uint32_t index
+        if self.frontends != NULL:
+            for index in range(self.frontend_count):
+                free(self.frontends[index].holders)
+        free(self.frontends)
+        free(self.waiters)
+        free(self.reserved)
+
+    # --- one turn of the loop ---
+
+    def turn(self) -> bool:
+        """Take what the front-ends sent (a bounded number of records each); True: there may be more at once."""
+        cdef uint32_t step, index
+        cdef bint more = False
+        cdef uint32_t first = self.first_turn
+        self.first_turn = first + 1 if first + 1 < self.frontend_count else 0
+        for step in range(self.frontend_count):
+            index = first + step
+            if index >= self.frontend_count:
+                index -= self.frontend_count
+            more |= self.drain(index, RECORDS_A_TURN)
+        return more
+
+    def serve(self) -> None:
+        """Answer parked requests with what has become available, send notices, make everything visible."""
+        cdef Endpoint endpoint
+        if self.parked and self.engine.available:
+            self.serve_waiters()
+        if self.engine.notice_count:
+            self.send_notices()
+        for endpoint in self.endpoints:
+            endpoint.flush()
+
+    def has_changes(self) -> bool:
+        """The engine has events or ended submissions that no batch has taken."""
+        return self.engine.has_changes()
+
+    def take_events(self) -> bytes:
+        """The packed log row of what changed since the last call."""
+        return self.engine.take_events()
+
+    def take_ended(self) -> list:
+        """(submission, state, chunks_done, failed_chunk, failure) of those that completed or failed since the last call."""
+        return self.engine.take_ended()
+
+    def prepare_to_sleep(self) -> bool:
+        """Ask all front-ends for signals; False: there is something to do."""
+        cdef Endpoint endpoint
+        cdef uint32_t index = 0
+        for endpoint in self.endpoints:
+            if endpoint.incoming.header.consumer_seen != endpoint.incoming.header.producer_epoch:
+                return False
+            if not self.frontends[index].bad and self.has_room(index):
+                if not endpoint.incoming.sleep():
+                    return False
+            elif endpoint.outgoing.wait_for_room(LARGEST_REPLY) and not self.frontends[index].bad:
+                return False
+            index += 1
+        return True
+
+    def awake(self) -> None:
+        """No signals needed: the loop runs."""
+        cdef Endpoint endpoint
+        for endpoint in self.endpoints:
+            endpoint.incoming.wake()
+
+    cdef bint drain(self, uint32_t index, uint32_t limit):
+        """True: more is there, or may come at once."""
+        cdef Endpoint endpoint = <Endpoint>self.endpoints[index]
+        cdef Frontend *frontend = &self.frontends[index]
+        cdef uint32_t kind, size, taken = 0
+        cdef uint8_t *payload
+        cdef int got = 0
+        if endpoint.poll_epochs() & PEER_RESTARTED:
+            self.forget_frontend(index)
+        if frontend.bad:
+            return False
+        while taken < limit:
+            # A reply must never wait for room: what could make one is not taken before there is room for the largest.
+            if not self.has_room(index):
+                break
+            got = endpoint.receive(&kind, &payload, &size)
+            if got <= 0:
+                break
+            taken += 1
+            if not self.handle(index, kind, payload, size):
+                got = -1
+                break
+        if got < 0:
+            frontend.bad = True
+            self.bad_frontends.append(index)
+            return False
+        if taken:
+            self.counters[RECORDS_RECEIVED] += taken
+            endpoint.done_receiving()
+        return taken == limit
+
+    cdef bint has_room(self, uint32_t index) noexcept:
+        if not (<Endpoint>self.endpoints[index]).outgoing.has_room(LARGEST_REPLY):
+            return False
+        return not self.overflow[index] or self.send_overflow(index)
+
+    # --- records ---
+
+    cdef bint handle(self, uint32_t index, uint32_t kind, uint8_t *payload, uint32_t size):
+        """False: the record is not valid, the front-end's ring cannot be trusted."""
+        cdef uint64_t side = <uint64_t>index << FRONTEND_SHIFT
+        cdef ReserveRecord *reserve
+        cdef ChunkRecord *chunk
+        cdef OpenRecord *opened
+        cdef CloseRecord *closed
+        if kind == REC_RESERVE:
+            reserve = <ReserveRecord *>payload
+            if size < sizeof(ReserveRecord) or reserve.strategy_size != size - sizeof(ReserveRecord):
+                return False
+            if reserve.connection & 0xFFFFFFFF >= MAX_SLOTS:
+                return False
+            self.handle_reserve(<Endpoint>self.endpoints[index], side | (reserve.connection & CONNECTION_MASK), reserve)
+        elif REC_COMPLETE <= kind <= REC_FAIL_SUBMISSION:
+            chunk = <ChunkRecord *>payload
+            if size < sizeof(ChunkRecord) or chunk.tail_size != size - sizeof(ChunkRecord):
+                return False
+            self.handle_chunk(kind, side | (chunk.connection & CONNECTION_MASK), chunk)
+        elif kind == REC_OPEN:
+            opened = <OpenRecord *>payload
+            if size != sizeof(OpenRecord) or opened.connection & 0xFFFFFFFF >= MAX_SLOTS:
+                return False
+            self.holder_slot(side | (opened.connection & CONNECTION_MASK)).holder = (
+                side | (opened.connection & CONNECTION_MASK)
+            )
+            self.engine.open_holder(side | (opened.connection & CONNECTION_MASK), opened.features)
+        elif kind == REC_CLOSE:
+            closed = <CloseRecord *>payload
+            if size != sizeof(CloseRecord) or closed.connection & 0xFFFFFFFF >= MAX_SLOTS:
+                return False
+            self.close(side | (closed.connection & CONNECTION_MASK), closed.cause == CLOSE_LOST)
+        elif kind == REC_REQUEST:
+            if size < sizeof(RequestRecord):
+                return False
+            self.on_request(
+                index,
+                self.frontends[index].incarnation,
+                (<RequestRecord *>payload).request,
+                <bytes>payload[sizeof(RequestRecord):size],
+            )
+        else:
+            return False
+        return True
+
+    cdef void handle_reserve(self, Endpoint endpoint, uint64_t holder, ReserveRecord *record):
+        cdef RefusedRecord *refused
+        cdef uint8_t *at
+        cdef const char *text
+        cdef HolderSlot *slot = self.holder_slot(holder)
+        cdef int strategy
+        if slot.holder != holder:
+            return  # closed meanwhile
+        strategy = self.engine.strategy(<const uint8_t *>record + sizeof(ReserveRecord), record.strategy_size)
+        if strategy < 0:
+            reason = (<str>self.engine.refusal).encode()[:1024]
+            at = endpoint.outgoing.reserve(REC_REFUSED, <uint32_t>(sizeof(RefusedRecord) + len(reason)))
+            refused = <RefusedRecord *>at
+            refused.connection = holder & CONNECTION_MASK
+            refused.nonce = record.nonce
+            refused.size = <uint32_t>len(reason)
+            text = reason
+            memcpy(at + sizeof(RefusedRecord), text, refused.size)
+            self.counters[RESERVATIONS_FAILED] += 1
+            return
+        if self.parked and self.engine.available:
+            self.serve_waiters()  # who came first is served first
+        if not self.has_room(<uint32_t>(holder >> FRONTEND_SHIFT)) or not self.answer(
+            endpoint, holder, record.nonce, record.max, strategy
+        ):
+            self.park(holder, record.nonce, record.max, strategy)
+
+    cdef bint answer(self, Endpoint endpoint, uint64_t holder, uint64_t nonce, uint32_t max, int strategy) noexcept:
+        """Reserve and reply; False: nothing to reserve now. There is room for the reply."""
+        cdef uint32_t count
+        cdef uint8_t *at
+        cdef ReservedRecord *record
+        if max > MAX_CHUNKS:
+            max = MAX_CHUNKS
+        count = self.engine.reserve(holder, strategy, max, self.reserved)
+        if count == 0:
+            return False
+        at = endpoint.outgoing.reserve(REC_RESERVED, <uint32_t>(sizeof(ReservedRecord) + count * sizeof(ReservedChunk)))
+        record = <ReservedRecord *>at
+        record.connection = holder & CONNECTION_MASK
+        record.nonce = nonce
+        record.count = count
+        record._reserved = 0
+        memcpy(at + sizeof(ReservedRecord), self.reserved, count * sizeof(ReservedChunk))
+        self.counters[RESERVATIONS_SUCCEEDED] += 1
+        self.counters[RECORDS_SENT] += 1
+        return True
+
+    cdef void handle_chunk(self, uint32_t kind, uint64_t holder, ChunkRecord *record):
+        cdef const uint8_t *tail = <const uint8_t *>record + sizeof(ChunkRecord)
+        cdef uint64_t begun
+        cdef int verdict
+        if kind == REC_COMPLETE:
+            # Timing every one would cost more than it does.
+            begun = monotonic_ns() if self.counters[RECORDS_RECEIVED] & 15 == 0 else 0
+            verdict = self.engine.complete(holder, record.submission, record.chunk)
+            if begun:
+                observe(self.counters, HISTOGRAM_COMPLETE_MESSAGE, monotonic_ns() - begun)
+            if verdict == COUNTED and record.flags & CHUNK_HAS_OUTPUT:
+                self.on_output(record.submission, record.chunk, <bytes>tail[:record.tail_size])
+        elif kind == REC_FAIL:
+            begun = monotonic_ns()
+            self.engine.fail(holder, record.submission, record.chunk, tail, record.tail_size)
+            observe(self.counters, HISTOGRAM_FAIL_MESSAGE, monotonic_ns() - begun)
+        elif kind == REC_WORKING_ON:
+            self.engine.working_on(holder, record.submission, record.chunk)
+        elif kind == REC_RELEASE:
+            self.engine.release(holder, record.submission, record.chunk)
+        elif kind == REC_EXTEND:
+            self.engine.extend(holder, record.submission, record.chunk)
+        elif kind == REC_RETRY_LATER:
+            self.engine.retry_later(holder, record.submission, record.chunk, record.argument)
+        else:
+            self.engine.fail_submission(holder, record.submission, record.chunk, tail, record.tail_size)
+
+    # --- waiters ---
+
+    cdef HolderSlot *holder_slot(self, uint64_t holder) except NULL:
+        cdef Frontend *frontend = &self.frontends[holder >> FRONTEND_SHIFT]
+        cdef uint32_t slot = <uint32_t>holder
+        cdef uint32_t capacity = frontend.holder_capacity
+        cdef HolderSlot *grown
+        if slot >= capacity:
+            capacity = capacity * 2 if capacity else 64
+            while capacity <= slot:
+                capacity *= 2
+            grown = <HolderSlot *>realloc(frontend.holders, capacity * sizeof(HolderSlot))
+            if grown == NULL:
+                raise MemoryError(f"no memory for {capacity} connections")
+            memset(grown + frontend.holder_capacity, 0, (capacity - frontend.holder_capacity) * sizeof(HolderSlot))
+            for at in range(frontend.holder_capacity, capacity):
+                grown[at].first_waiter = NO_WAITER
+            frontend.holders = grown
+            frontend.holder_capacity = capacity
+        return &frontend.holders[slot]
+
+    cdef int park(self, uint64_t holder, uint64_t nonce, uint32_t max, int strategy) except -1:
+        cdef Frontend *frontend = &self.frontends[holder >> FRONTEND_SHIFT]
+        cdef HolderSlot *slot = self.holder_slot(holder)
+        cdef uint32_t at, capacity
+        cdef Waiter *grown
+        cdef Waiter *waiter
+        if self.free_waiter == NO_WAITER:
+            capacity = self.waiter_capacity * 2 if self.waiter_capacity else 256
+            grown = <Waiter *>realloc(self.waiters, capacity * sizeof(Waiter))
+            if grown == NULL:
+                raise MemoryError(f"no memory for {capacity} parked requests")
+            self.waiters = grown
+            for at in range(self.waiter_capacity, capacity):
+                grown[at].next = at + 1 if at + 1 < capacity else NO_WAITER
+            self.free_waiter = self.waiter_capacity
+            self.waiter_capacity = capacity
+        at = self.free_waiter
+        waiter = &self.waiters[at]
+        self.free_waiter = waiter.next
+        waiter.holder = holder
+        waiter.nonce = nonce
+        waiter.max = max
+        waiter.strategy = strategy
+        waiter.arrival = self.arrivals
+        self.arrivals += 1
+        waiter.previous = frontend.last_waiter
+        waiter.next = NO_WAITER
+        if frontend.last_waiter == NO_WAITER:
+            frontend.first_waiter = at
+        else:
+            self.waiters[frontend.last_waiter].next = at
+        frontend.last_waiter = at
+        waiter.holder_previous = NO_WAITER
+        waiter.holder_next = slot.first_waiter
+        if slot.first_waiter != NO_WAITER:
+            self.waiters[slot.first_waiter].holder_previous = at
+        slot.first_waiter = at
+        self.parked += 1
+        self.counters[REQUESTS_PARKED] = self.parked
+        return 0
+
+    cdef void unpark(self, uint32_t at) noexcept:
+        cdef Waiter *waiter = &self.waiters[at]
+        cdef Frontend *frontend = &self.frontends[waiter.holder >> FRONTEND_SHIFT]
+        if waiter.previous == NO_WAITER:
+            frontend.first_waiter = waiter.next
+        else:
+            self.waiters[waiter.previous].next = waiter.next
+        if waiter.next == NO_WAITER:
+            frontend.last_waiter = waiter.previous
+        else:
+            self.waiters[waiter.next].previous = waiter.previous
+        if waiter.holder_previous == NO_WAITER:
+            frontend.holders[<uint32_t>waiter.holder].first_waiter = waiter.holder_next
+        else:
+            self.waiters[waiter.holder_previous].holder_next = waiter.holder_next
+        if waiter.holder_next != NO_WAITER:
+            self.waiters[waiter.holder_next].holder_previous = waiter.holder_previous
+        waiter.next = self.free_waiter
+        self.free_waiter = at
+        self.parked -= 1
+        self.counters[REQUESTS_PARKED] = self.parked
+
+    cdef void serve_waiters(self):
+        """Oldest first over all front-ends that have room. Who cannot be served now (his index is being built) is passed over."""
+        cdef uint32_t index, best_index, at
+        cdef uint32_t looked = 0
+        cdef uint32_t *cursors = <uint32_t *>calloc(self.frontend_count, sizeof(uint32_t))
+        cdef Waiter *waiter
+        cdef Waiter *candidate
+        if cursors == NULL:
+            raise MemoryError("no memory to serve parked requests")
+        for index in range(self.frontend_count):
+            cursors[index] = self.frontends[index].first_waiter
+        while self.engine.available and looked < WAITERS_A_TURN:
+            waiter = NULL
+            best_index = 0
+            for index in range(self.frontend_count):
+                at = cursors[index]
+                if at == NO_WAITER:
+                    continue
+                candidate = &self.waiters[at]
+                if (waiter == NULL or candidate.arrival < waiter.arrival) and self.has_room(index):
+                    waiter = candidate
+                    best_index = index
+            if waiter == NULL:
+                break
+            looked += 1
+            at = cursors[best_index]
+            cursors[best_index] = waiter.next
+            if self.engine.strategy_ready(waiter.strategy) and self.answer(
+                <Endpoint>self.endpoints[best_index], waiter.holder, waiter.nonce, waiter.max, waiter.strategy
+            ):
+                self.unpark(at)
+        free(cursors)
+
+    # --- connections and front-ends that end ---
+
+    cdef void close(self, uint64_t holder, bint lost) noexcept:
+        cdef HolderSlot *slot = self.holder_slot(holder)
+        if slot.holder != holder:
+            return
+        while slot.first_waiter != NO_WAITER:
+            self.unpark(slot.first_waiter)
+        slot.holder = 0
+        self.engine.close_holder(holder, lost)
+
+    cdef void forget_frontend(self, uint32_t index):
+        """A new process took the front-end's place: what its predecessor's connections held and asked is void."""
+        cdef Frontend *frontend = &self.frontends[index]
+        while frontend.first_waiter != NO_WAITER:
+            self.unpark(frontend.first_waiter)
+        if frontend.holder_capacity:
+            memset(frontend.holders, 0, frontend.holder_capacity * sizeof(HolderSlot))
+            for at in range(frontend.holder_capacity):
+                frontend.holders[at].first_waiter = NO_WAITER
+        self.engine.close_holders_of(index)
+        self.overflow[index].clear()
+        frontend.incarnation += 1
+        frontend.bad = False
+
+    # --- notices and replies ---
+
+    cdef bint send_notices(self) noexcept:
+        """Send what finds room; keep the rest in order."""
+        cdef uint32_t at, kept = 0, index
+        cdef DroppedRecord *notice
+        cdef uint8_t *room
+        for at in range(self.engine.notice_count):
+            notice = &self.engine.notices[at]
+            index = <uint32_t>(notice.connection >> FRONTEND_SHIFT)
+            room = (<Endpoint>self.endpoints[index]).outgoing.reserve(REC_DROPPED, sizeof(DroppedRecord))
+            if room == NULL:
+                self.engine.notices[kept] = notice[0]
+                kept += 1
+                continue
+            memcpy(room, notice, sizeof(DroppedRecord))
+            (<DroppedRecord *>room).connection = notice.connection & CONNECTION_MASK
+            self.counters[RECORDS_SENT] += 1
+        self.engine.notice_count = kept
+        return kept == 0
+
+    def reply(self, uint32_t index, uint32_t incarnation, uint64_t request, bytes payload not None) -> None:
+        """Answer a cold request; void when its front-end has restarted since."""
+        if self.frontends[index].incarnation != incarnation:
+            return
+        self.overflow[index].append((request, payload))
+        self.send_overflow(index)
+
+    cdef bint send_overflow(self, uint32_t index):
+        """Replies that wait for room, oldest first; True: none is left."""
+        cdef Endpoint endpoint = <Endpoint>self.endpoints[index]
+        cdef uint8_t *at
+        cdef const char *content
+        cdef uint64_t request
+        waiting = self.overflow[index]
+        while waiting:
+            request, payload = waiting[0]
+            at = endpoint.outgoing.reserve(REC_REPLY, <uint32_t>(sizeof(RequestRecord) + len(<bytes>payload)))
+            if at == NULL:
+                return False
+            (<RequestRecord *>at).request = request
+            content = <bytes>payload
+            memcpy(at + sizeof(RequestRecord), content, len(<bytes>payload))
+            waiting.popleft()
+            self.counters[RECORDS_SENT] += 1
+        return True

@@ -1,0 +1,134 @@
+"""Decides the cold requests: insert, cancel, pause, status, counts, ping. Stores nothing: it stages, or answers at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from opsqueue._speedups.engine import Engine
+from opsqueue.server import requests
+from opsqueue.server.logs import logger
+from opsqueue.server.writer.batch import DirectOutput, NewSubmission, PauseChange, State
+from opsqueue.server.writer.commits import Commits
+from opsqueue.server.writer.gathering import Asker
+from opsqueue.server.writer.ids import SubmissionIds
+
+#: A ping believes a commit that succeeded within this time, and asks for one otherwise.
+PING_BELIEVES_S = 1.0
+#: What a producer is told to wait when the memory limit is reached.
+MEMORY_RETRY_AFTER_S = 5
+
+log = logger("writer")
+
+
+def worst_case_bytes(chunks: int) -> int:
+    """Memory that a submission of so many chunks may come to need: a quarter byte each (WIRE section 3)."""
+    return chunks // 4
+
+
+class Decisions:
+    """Takes each cold request as it comes from a ring."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        commits: Commits,
+        ids: SubmissionIds,
+        memory_limit: int,
+        reply: Callable[[Asker, requests.Reply], None],
+    ) -> None:
+        self._engine = engine
+        self._commits = commits
+        self._ids = ids
+        self._memory_limit = memory_limit
+        self._reply = reply
+
+    def take(self, frontend: int, incarnation: int, request: int, payload: bytes) -> None:
+        """Decide one request; never raises for what a front-end sent."""
+        asker = Asker(frontend, incarnation, request)
+        try:
+            decoded = requests.decode_request(payload)
+        except msgspec.MsgspecError as error:
+            log.error("a front-end sent a request that does not decode", frontend=frontend, error=str(error))
+            self._reply(asker, requests.Unavailable(f"internal: the request did not decode: {error}", 1, False))
+            return
+        match decoded:
+            case requests.Insert():
+                self._insert(asker, decoded)
+            case requests.Status():
+                self._status(asker, decoded.submission)
+            case requests.Cancel():
+                self._cancel(asker, decoded.submission)
+            case requests.Pause():
+                self._pause(asker, decoded.submission, decoded.paused)
+            case requests.Counts():
+                self._reply(asker, requests.Counted(self._commits.in_progress, self._commits.completed))
+            case requests.Ping():
+                self._ping(asker)
+
+    def output(self, submission: int, chunk: int, content: bytes) -> None:
+        """The output of a direct chunk whose completion counted."""
+        self._commits.applied.outputs.append(DirectOutput(submission, chunk, content))
+
+    def _insert(self, asker: Asker, insert: requests.Insert) -> None:
+        staged = self._commits.staged
+        needed = worst_case_bytes(insert.count)
+        needed += sum(worst_case_bytes(new.insert.count) for new, _ in staged.inserts)
+        if self._engine.promised + needed > self._memory_limit:
+            reason = (
+                f"{insert.count} chunks need up to {needed} bytes of memory, {self._engine.promised} of "
+                f"{self._memory_limit} (--memory-limit) are promised; try again when submissions have ended"
+            )
+            self._reply(asker, requests.Unavailable(reason, MEMORY_RETRY_AFTER_S, False))
+            return
+        now_ns = time.time_ns()
+        submission = self._ids.next(now_ns // 1_000_000)
+        staged.inserts.append((NewSubmission(submission, insert, now_ns // 1000), asker))
+
+    def _status(self, asker: Asker, submission: int) -> None:
+        if not self._engine.holds(submission):
+            self._reply(asker, requests.NotHeld())
+            return
+        state = self._engine.state(submission)
+        answer: requests.Reply
+        if state in (State.IN_PROGRESS, State.PAUSED):
+            answer = requests.Progress(self._engine.chunks_done(submission), state == State.PAUSED)
+        else:
+            answer = requests.NotHeld()
+        self._answer_when_covered(asker, submission, answer)
+
+    def _answer_when_covered(self, asker: Asker, submission: int, answer: requests.Reply) -> None:
+        if self._commits.covers(submission):
+            self._reply(asker, answer)
+        else:
+            self._commits.staged.answers.append((asker, answer))
+
+    def _cancel(self, asker: Asker, submission: int) -> None:
+        if self._commits.join_cancel(submission, asker):
+            return
+        if not self._engine.holds(submission):
+            self._reply(asker, requests.NotHeld())
+        elif self._engine.begin_cancel(submission):
+            self._commits.staged.cancels[submission] = [asker]
+        else:  # it has ended, and the file may not say so yet
+            self._answer_when_covered(asker, submission, requests.NotHeld())
+
+    def _pause(self, asker: Asker, submission: int, paused: bool) -> None:
+        held = self._engine.holds(submission)
+        state = self._engine.state(submission) if held else None
+        wanted = State.IN_PROGRESS if paused else State.PAUSED
+        if state != wanted or self._commits.is_being_cancelled(submission):
+            self._reply(asker, requests.NotHeld())
+            return
+        self._commits.staged.pauses.append((PauseChange(submission, paused), asker))
+
+    def _ping(self, asker: Asker) -> None:
+        if not self._commits.healthy:
+            self._reply(asker, requests.Unavailable("the last commit failed", 1, False))
+        elif self._commits.seconds_since_success(time.monotonic()) < PING_BELIEVES_S:
+            self._reply(asker, requests.Done())
+        else:
+            self._commits.staged.pings.append(asker)
