@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from opsqueue._speedups.board import Board, SlotState
 from opsqueue._speedups.counters import BOUNDS_SECONDS, Counter
-from opsqueue.server.context import SUPERVISOR_SLOT, WRITER_SLOT, frontend_slot
+from opsqueue.server.context import WRITER_SLOT, frontend_slot
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -319,8 +319,7 @@ _HANG_S = 5.0
 
 
 def process_names(board: Board) -> Iterator[tuple[int, str]]:
-    """Each slot of the board with the name of its process."""
-    yield SUPERVISOR_SLOT, "supervisor"
+    """Slots with the names of their processes, without the supervisor's: when it is gone, nobody serves."""
     yield WRITER_SLOT, "writer"
     first = frontend_slot(0)
     for slot in range(first, board.size):
@@ -369,7 +368,11 @@ def _render_processes(lines: list[str], board: Board) -> None:
     series = (
         [(process, str(board.connections(slot))) for slot, process in processes if slot >= first],
         [(process, "1" if _is_up(board, slot) else "0") for slot, process in processes],
-        [(process, f"{board.seconds_since_progress(slot):.3f}") for slot, process in processes],
+        [
+            (process, f"{board.seconds_since_progress(slot):.3f}")
+            for slot, process in processes
+            if board.state(slot) != SlotState.ABSENT
+        ],
     )
     for (name, kind, text), values in zip(OTHERS[1:], series, strict=True):
         lines.append(f"# HELP {name} {text}")
@@ -395,10 +398,10 @@ def _render_histogram(lines: list[str], board: Board, base: int, name: str) -> N
 _DOCUMENT_HEAD = """\
 # Metrics
 
-`GET /metrics` gives these as Prometheus text; any front-end answers for all processes. Durations are histograms in seconds
-with bounds doubling from 0.1 ms to 839 s. The names in the last column are those of the reference implementation: the
-same values under a second name, so that existing dashboards go on. Counters are kept when a process is replaced, and start
-at zero with the server.
+`GET /metrics` gives these as Prometheus text; any front-end answers for all processes. Durations are histograms in
+seconds with bounds doubling from 0.1 ms to 839 s. The names in the last column are those of the reference
+implementation: the same values under a second name, so that existing dashboards go on. Counters are kept when a process
+is replaced, and start at zero with the server.
 
 This file is generated: `python -m opsqueue.server.metrics > docs/metrics.md`.
 

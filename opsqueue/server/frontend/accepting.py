@@ -1,4 +1,4 @@
-"""Accepts connections from the shared listener, one per wake-up, and evens them out over the front-ends. Reads no bytes."""
+"""Accepts from the shared listener, one connection per wake-up, and evens them out over the front-ends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 def overloaded(board: Board, own_slot: int, first_slot: int) -> bool:
-    """Whether the front-end in `own_slot` has IMBALANCE connections more than the least loaded live one from `first_slot` on."""
+    """Whether `own_slot` has IMBALANCE connections more than the least loaded live front-end from `first_slot` on."""
     own = board.connections(own_slot)
     if own < IMBALANCE:
         return False
@@ -41,8 +41,10 @@ def overloaded(board: Board, own_slot: int, first_slot: int) -> bool:
 
 
 class Acceptor:
-    """Watches the listener and counts connections on the board. `serve` makes the protocol of each connection; when one has
-    ended, its owner calls `connection_ended`."""
+    """Watches the listener and counts connections on the board.
+
+    `serve` makes the protocol of each connection; when one has ended, its owner calls `connection_ended`.
+    """
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class Acceptor:
         self._watch()
 
     def stop(self) -> None:
-        """Take what has been queued for us so far, then accept no more. The listener stays open: it is the supervisor's."""
+        """Take what is queued by now, then accept no more. The listener stays open: it is the supervisor's."""
         if self._stopped:
             return
         self._pause()

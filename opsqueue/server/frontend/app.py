@@ -50,7 +50,9 @@ def _aiohttp_logger() -> logging.Logger:
 class HttpServer(web.Server):
     """aiohttp's connections, with a word to us when one has ended."""
 
-    def __init__(self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], ended: Callable[[], None]) -> None:
+    def __init__(
+        self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], ended: Callable[[], None]
+    ) -> None:
         super().__init__(
             handler,
             access_log=None,
@@ -107,7 +109,9 @@ class FrontendApp:
             if self._in_flight == 0:
                 self._idle.set()
 
-    async def _answer(self, request: web.BaseRequest, endpoint: Endpoint, parameters: tuple[int | str, ...]) -> web.StreamResponse:
+    async def _answer(
+        self, request: web.BaseRequest, endpoint: Endpoint, parameters: tuple[int | str, ...]
+    ) -> web.StreamResponse:
         try:
             return await endpoint.handler(request, *parameters)
         except errors.HttpError as error:

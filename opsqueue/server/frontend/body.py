@@ -62,7 +62,7 @@ class BodyReader:
             raise (errors.malformed(text) if malformed_status == 400 else errors.wrong_shape(text)) from None
 
     async def read(self, request: web.BaseRequest) -> bytes:
-        """The whole body. Raises HttpError: 413 above the limit (early when Content-Length says so), 503 when it does not come."""
+        """The whole body. Raises HttpError: 413 above the limit (early with Content-Length), 503 when late."""
         encoding = request.headers.get("Content-Encoding", "identity")
         if encoding.lower() != "identity":
             raise errors.encoded_body(encoding)
@@ -107,7 +107,8 @@ class BodyReader:
 
     def _too_large(self, size: str) -> errors.HttpError:
         return errors.too_large(
-            f"the body may have {self._max} bytes (--max-body-size), this one is {size}; send less, or upload chunks to the object store",
+            f"the body may have {self._max} bytes (--max-body-size), this one is {size}; "
+            "send less, or upload chunks to the object store",
             close=True,
         )
 

@@ -23,7 +23,9 @@ class DrainableHub(Protocol):
     async def drain(self) -> None: ...
 
 
-async def drain(acceptor: Acceptor, app: FrontendApp, server: HttpServer, writer: WriterClient, hub: DrainableHub) -> None:
+async def drain(
+    acceptor: Acceptor, app: FrontendApp, server: HttpServer, writer: WriterClient, hub: DrainableHub
+) -> None:
     """Takes at most about 0.4 s; returns at once when nothing is under way."""
     acceptor.stop()
     app.begin_draining()

@@ -72,8 +72,8 @@ def conflicting_insert(submission: int, identity: str) -> HttpError:
     """409 of an insert: the same prefix or key was used for other contents."""
     return _text(
         409,
-        f"{identity} belongs to submission {submission}, which is in progress and differs from this one in its count or "
-        "contents, chunk_size, metadata or strategic_metadata; insert under another one, or wait until that submission has ended",
+        f"{identity} belongs to submission {submission}, which is in progress and differs from this one in its count "
+        "or contents, chunk_size, metadata or strategic_metadata; insert under another one, or wait until it has ended",
     )
 
 

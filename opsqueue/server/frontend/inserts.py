@@ -96,7 +96,8 @@ def may_repeat(insert: requests.Insert) -> bool:
 def _check_strategic(strategic: dict[str, int], limits: InsertLimits) -> None:
     if len(strategic) > limits.max_strategic_keys:
         raise errors.wrong_shape(
-            f"strategic_metadata has {len(strategic)} keys, it may have {limits.max_strategic_keys} (--max-strategic-keys)"
+            f"strategic_metadata has {len(strategic)} keys, "
+            f"it may have {limits.max_strategic_keys} (--max-strategic-keys)"
         )
     for name in strategic:
         if len(name.encode()) > limits.max_strategic_key_size:

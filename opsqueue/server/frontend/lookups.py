@@ -52,5 +52,3 @@ class Lookups:
         if self._long is not None:
             self._long.close()
             self._long = None
-
-

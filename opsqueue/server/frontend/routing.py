@@ -55,7 +55,7 @@ class Router:
             self._exact[endpoint.method, endpoint.path] = endpoint
 
     def match(self, method: str, raw_path: str) -> tuple[Endpoint, tuple[int | str, ...]]:
-        """The endpoint and its path parameters. Raises HttpError: 404, 405, or 400 for a parameter that cannot be read."""
+        """The endpoint and its path parameters. Raises HttpError: 404, 405, or 400 for a bad parameter."""
         exact = self._exact.get((method, raw_path))
         if exact is not None:
             return exact, ()

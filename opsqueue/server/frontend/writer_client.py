@@ -7,7 +7,7 @@ from typing import Protocol
 
 from opsqueue.server import requests
 
-#: Seconds that a request may take. A writer that makes no progress is replaced after five, so this ends only what is lost.
+#: Seconds that a request may take. A hung writer is replaced after five, so this ends only what is lost.
 REQUEST_TIMEOUT_S = 10.0
 
 
