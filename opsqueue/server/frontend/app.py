@@ -98,8 +98,8 @@ class FrontendApp:
             endpoint, parameters = self._router.match(request.method, _raw_path(request))
         except errors.HttpError as error:
             return self._finish(error_answer(error))
-        if endpoint.handler is self._consumer:
-            return await self._consumer(request)
+        if endpoint.handler is self._consumer:  # lasts as long as the connection: not a request in flight
+            return self._finish(await self._answer(request, endpoint, ()))
         self._in_flight += 1
         self._idle.clear()
         try:
