@@ -1,0 +1,12 @@
+"""Reference client: a consumer whose operation returns its input. Arguments: address, store URL, strategy (default: its own)."""
+
+import sys
+
+from opsqueue.consumer import ConsumerClient, Strategy
+
+client = ConsumerClient(sys.argv[1], sys.argv[2])
+print("ready", flush=True)
+if len(sys.argv) > 3:
+    client.run_each_op(lambda operation: operation, strategy=getattr(Strategy, sys.argv[3])())
+else:
+    client.run_each_op(lambda operation: operation)
