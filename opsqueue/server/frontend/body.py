@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TypeVar
 
-import msgspec
 from aiohttp import ClientConnectionError, HttpVersion11, web
 
+from opsqueue.protocol.errors import BadJsonError, WrongShapeError
 from opsqueue.server.frontend import errors
 
 #: Seconds until a body must have come whole.
@@ -44,22 +45,19 @@ class BodyReader:
             deadline.reschedule(now)
 
     async def read_json(
-        self, request: web.BaseRequest, decoder: msgspec.json.Decoder[T], malformed_status: int = 400
+        self, request: web.BaseRequest, decode: Callable[[bytes], T], *, bad_json_is_wrong_shape: bool = False
     ) -> T:
-        """The body as `decoder`'s type. Raises HttpError: 415, 413, 400 (or `malformed_status`) and 422."""
+        """The body through `decode`. Raises HttpError: 415, 413, 422, and 400 (or 422 too) for what is not JSON."""
         content_type = request.headers.get("Content-Type")
         if content_type is None or not _is_json(content_type):
             raise errors.not_json(content_type)
         body = await self.read(request)
         try:
-            return decoder.decode(body)
-        except msgspec.ValidationError as error:
-            raise errors.wrong_shape(
-                f"the body of {request.method} {_shown_path(request)} has the wrong shape: {error}"
-            ) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            text = f"the body of {request.method} {_shown_path(request)} is not valid JSON: {error}"
-            raise (errors.malformed(text) if malformed_status == 400 else errors.wrong_shape(text)) from None
+            return decode(body)
+        except BadJsonError as error:
+            raise (errors.wrong_shape if bad_json_is_wrong_shape else errors.malformed)(str(error)) from None
+        except WrongShapeError as error:
+            raise errors.wrong_shape(str(error)) from None
 
     async def read(self, request: web.BaseRequest) -> bytes:
         """The whole body. Raises HttpError: 413 above the limit (early with Content-Length), 503 when late."""
@@ -122,7 +120,3 @@ async def _continue_if_expected(request: web.BaseRequest) -> None:
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     # aiohttp refuses to answer a request whose output has begun; an interim answer does not count
     request.writer.output_size = 0
-
-
-def _shown_path(request: web.BaseRequest) -> str:
-    return request.raw_path.partition("?")[0][:200]

@@ -52,7 +52,7 @@ class ProducerEndpoints:
 
     async def insert(self, request: web.BaseRequest) -> web.StreamResponse:
         """Store a submission; its id, once it is durable."""
-        body = await self._bodies.read_json(request, wire.insert_decoder)
+        body = await self._bodies.read_json(request, wire.decode_insert)
         insert = to_request(body, request.headers, self._limits)
         match await self._store(insert):
             case requests.Inserted(submission=submission):
@@ -147,7 +147,7 @@ class ProducerEndpoints:
     async def lookup_by_strategic_metadata(self, request: web.BaseRequest) -> web.StreamResponse:
         """Unfinished submissions that have all the given pairs, ascending; 400 with the maximum when there are more."""
         # Producers parse a 400 of this path as the maximum, so malformed JSON is a 422 here.
-        pairs = await self._bodies.read_json(request, wire.strategic_metadata_decoder, malformed_status=422)
+        pairs = await self._bodies.read_json(request, wire.decode_strategic_metadata, bad_json_is_wrong_shape=True)
         try:
             found = await self._lookups.on_thread(
                 lambda reader: reader.lookup_by_strategic_metadata(pairs, self._max_returned)
