@@ -71,7 +71,10 @@ class BodyReader:
         await _continue_if_expected(request)
         content = request.content
         if content.is_eof():
-            return content.read_nowait() if content.total_bytes else b""
+            whole = content.read_nowait()
+            if len(whole) > self._max:
+                raise self._too_large(f"{len(whole)} bytes")
+            return whole
         if self._held + expected > BODIES_IN_MEMORY:
             raise errors.unavailable("too many large requests at once; try again", close=True)
         self._held += expected

@@ -1,0 +1,1 @@
+"""Parts together: real sockets, rings, files and processes."""
