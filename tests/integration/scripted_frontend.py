@@ -41,6 +41,7 @@ LIMITS = InsertLimits(
     memory_limit=1_000_000,
 )
 MAX_BODY = 100_000
+BODY_TIMEOUT_S = 0.3
 
 
 @dataclass
@@ -117,7 +118,11 @@ async def scripted_frontend(database_path: str) -> AsyncIterator[Frontend]:
     listener = socket.create_server(("127.0.0.1", 0))
     board = Board(3)
     board.start(SLOT, SlotState.SERVING)
-    writer, hub, bodies = ScriptedWriter(), NoConsumers(), BodyReader(MAX_BODY)
+    writer, hub, bodies = (
+        ScriptedWriter(),
+        NoConsumers(),
+        BodyReader(MAX_BODY, timeout_s=BODY_TIMEOUT_S, in_memory=2 * MAX_BODY),
+    )
     lookups = Lookups(lambda: Reader(database_path))
     producers = ProducerEndpoints(writer.client, lookups, bodies, LIMITS, 100)
     plain = PlainEndpoints(writer.client, board, VERSION)

@@ -11,11 +11,9 @@ import aiohttp
 from opsqueue.server import requests
 
 from .scripted_frontend import Frontend
-from .test_http_faults import STORED, frontend, http, insert, inserted
+from .test_http_faults import HEAD, STORED, event_loop_policy, frontend, http, insert, inserted
 
-__all__ = ["frontend", "http"]
-
-HEAD = b"POST /producer/submissions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+__all__ = ["event_loop_policy", "frontend", "http"]
 
 
 async def test_a_request_in_flight_is_finished_and_its_connection_closed(

@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 from opsqueue.server.writer.journal import SqliteJournal
 
 from opsqueue._speedups.counters import Counter
@@ -20,6 +21,7 @@ from .scripted_frontend import LIMITS, MAX_BODY, SLOT, VERSION, Frontend, script
 
 JSON = {"Content-Type": "application/json"}
 STORED = {"chunk_contents": {"SeeObjectStorage": {"prefix": "p", "count": 3}}}
+HEAD = b"POST /producer/submissions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
 DIRECT = {"chunk_contents": {"Direct": {"contents": [[1, 2], None]}}}
 
 
@@ -31,6 +33,12 @@ class EmptySink:
     def block(self, row: object) -> None: ...
 
     def events(self, events: bytes) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def event_loop_policy() -> asyncio.AbstractEventLoopPolicy:
+    """The server's own event loop."""
+    return uvloop.EventLoopPolicy()
 
 
 @pytest.fixture
@@ -181,8 +189,7 @@ async def test_other_json_content_types_are_json_and_compressed_bodies_are_refus
 
 async def test_a_body_above_the_limit_is_refused_before_it_is_sent(frontend: Frontend) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", frontend.port)
-    head = "POST /producer/submissions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
-    writer.write(f"{head}Expect: 100-continue\r\nContent-Length: {MAX_BODY + 1}\r\n\r\n".encode())
+    writer.write(HEAD + f"Expect: 100-continue\r\nContent-Length: {MAX_BODY + 1}\r\n\r\n".encode())
     assert (await reader.readline()).startswith(b"HTTP/1.1 413")
     writer.close()
 
@@ -199,12 +206,40 @@ async def test_a_chunked_body_above_the_limit_is_refused_although_it_never_said_
         assert "--max-body-size" in await response.text()
 
 
+async def test_a_body_that_does_not_come_is_503_and_others_are_served_meanwhile(
+    frontend: Frontend, http: aiohttp.ClientSession
+) -> None:
+    frontend.writer.answer = inserted
+    reader, slow = await asyncio.open_connection("127.0.0.1", frontend.port)
+    slow.write(HEAD + b"Content-Length: 500\r\n\r\n{")
+    assert (await insert(http, STORED))[0] == 200
+    answer = await reader.readuntil(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"Retry-After" in answer
+    slow.close()
+
+
+async def test_bodies_that_do_not_fit_into_memory_together_are_503(
+    frontend: Frontend, http: aiohttp.ClientSession
+) -> None:
+    frontend.writer.answer = inserted
+    ends = [await asyncio.open_connection("127.0.0.1", frontend.port) for _ in range(3)]
+    for _, end in ends:
+        end.write(HEAD + f"Content-Length: {MAX_BODY}\r\n\r\n{{".encode())
+    done, _ = await asyncio.wait(
+        [asyncio.create_task(reader.readline()) for reader, _ in ends], return_when=asyncio.FIRST_COMPLETED
+    )
+    assert [task.result().split()[1] for task in done] == [b"503"]
+    for _, end in ends:
+        end.transport.abort()
+    assert (await insert(http, STORED))[0] == 200
+
+
 async def test_a_client_that_waits_for_100_continue_gets_it(frontend: Frontend) -> None:
     frontend.writer.answer = inserted
     reader, writer = await asyncio.open_connection("127.0.0.1", frontend.port)
     body = json.dumps(STORED).encode()
-    head = "POST /producer/submissions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
-    writer.write(f"{head}Expect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n".encode())
+    writer.write(HEAD + f"Expect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n".encode())
     assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     writer.write(body)
     answer = await reader.readuntil(b"\r\n\r\n")
@@ -218,10 +253,7 @@ async def test_a_client_that_goes_away_in_mid_body_hurts_nobody(
 ) -> None:
     frontend.writer.answer = inserted
     _, gone = await asyncio.open_connection("127.0.0.1", frontend.port)
-    gone.write(
-        b"POST /producer/submissions HTTP/1.1\r\nHost: h\r\n"
-        b"Content-Type: application/json\r\nContent-Length: 500\r\n\r\n{"
-    )
+    gone.write(HEAD + b"Content-Length: 500\r\n\r\n{")
     await gone.drain()
     gone.transport.abort()
     assert (await insert(http, STORED))[0] == 200

@@ -31,8 +31,12 @@ def _is_json(content_type: str) -> bool:
 class BodyReader:
     """Bodies of one front-end's requests."""
 
-    def __init__(self, max_body_size: int) -> None:
+    def __init__(
+        self, max_body_size: int, *, timeout_s: float = BODY_TIMEOUT_S, in_memory: int = BODIES_IN_MEMORY
+    ) -> None:
         self._max = max_body_size
+        self._timeout_s = timeout_s
+        self._in_memory = in_memory
         self._held = 0
         self._draining = False
         self._deadlines: set[asyncio.Timeout] = set()
@@ -75,7 +79,7 @@ class BodyReader:
             if len(whole) > self._max:
                 raise self._too_large(f"{len(whole)} bytes")
             return whole
-        if self._held + expected > BODIES_IN_MEMORY:
+        if self._held + expected > self._in_memory:
             raise errors.unavailable("too many large requests at once; try again", close=True)
         self._held += expected
         try:
@@ -84,7 +88,7 @@ class BodyReader:
             if self._draining:
                 raise errors.unavailable("the server is stopping; try again", close=True) from None
             raise errors.unavailable(
-                f"the request's body did not come within {BODY_TIMEOUT_S:g} s; try again", close=True
+                f"the request's body did not come within {self._timeout_s:g} s; try again", close=True
             ) from None
         except (web.RequestPayloadError, ClientConnectionError, ConnectionError) as error:
             raise ClientGoneError(str(error)) from error
@@ -94,7 +98,7 @@ class BodyReader:
     async def _collect(self, content: asyncio.StreamReader) -> bytes:
         parts: list[bytes] = []
         size = 0
-        async with asyncio.timeout(0 if self._draining else BODY_TIMEOUT_S) as deadline:
+        async with asyncio.timeout(0 if self._draining else self._timeout_s) as deadline:
             self._deadlines.add(deadline)
             try:
                 while part := await content.readany():  # type: ignore[attr-defined]
