@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from aiohttp import web
-from opsqueue.server.reader import Reader
 
 from opsqueue._speedups.board import Board, SlotState
 from opsqueue.server import requests
@@ -123,7 +122,7 @@ async def scripted_frontend(database_path: str) -> AsyncIterator[Frontend]:
         NoConsumers(),
         BodyReader(MAX_BODY, timeout_s=BODY_TIMEOUT_S, in_memory=2 * MAX_BODY),
     )
-    lookups = Lookups(lambda: Reader(database_path))
+    lookups = Lookups(database_path)
     producers = ProducerEndpoints(writer.client, lookups, bodies, LIMITS, 100)
     plain = PlainEndpoints(writer.client, board, VERSION)
     endpoints = (*producers.endpoints(), *plain.endpoints(), Endpoint("GET", "/explode", _explode))

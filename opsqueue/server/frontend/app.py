@@ -21,6 +21,7 @@ from opsqueue.server.frontend.body import BodyReader, ClientGoneError
 from opsqueue.server.frontend.routing import Endpoint, Router
 from opsqueue.server.frontend.writer_client import WriterUnavailableError
 from opsqueue.server.logs import logger
+from opsqueue.server.reader import ReadError
 
 log = logger("frontend")
 
@@ -118,6 +119,9 @@ class FrontendApp:
             return error_answer(error)
         except WriterUnavailableError as error:
             return error_answer(errors.unavailable(error.reason, error.retry_after_s))
+        except ReadError as error:
+            log.error("the database cannot be read", path=endpoint.path, reason=str(error))
+            return error_answer(errors.unavailable("the server cannot read its database now; try again"))
         except ClientGoneError:
             raise
         except Exception:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-from aiohttp import ClientConnectionError, HttpVersion11, web
+from aiohttp import ClientConnectionError, HttpVersion11, StreamReader, web
 
 from opsqueue.protocol.errors import BadJsonError, WrongShapeError
 from opsqueue.server.frontend import errors
@@ -95,13 +95,13 @@ class BodyReader:
         finally:
             self._held -= expected
 
-    async def _collect(self, content: asyncio.StreamReader) -> bytes:
+    async def _collect(self, content: StreamReader) -> bytes:
         parts: list[bytes] = []
         size = 0
         async with asyncio.timeout(0 if self._draining else self._timeout_s) as deadline:
             self._deadlines.add(deadline)
             try:
-                while part := await content.readany():  # type: ignore[attr-defined]
+                while part := await content.readany():
                     size += len(part)
                     if size > self._max:
                         raise self._too_large("larger than that")

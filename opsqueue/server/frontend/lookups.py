@@ -1,6 +1,6 @@
 """The front-end's read side of the file: one reader for the loop's point reads, one on a thread for everything longer.
 
-Opened when the file is first needed, after the fork. Writes nothing and asks the writer nothing.
+Made after the fork. Writes nothing and asks the writer nothing.
 """
 
 from __future__ import annotations
@@ -16,39 +16,20 @@ T = TypeVar("T")
 
 
 class Lookups:
-    """Reads by primary key on the loop (`point`), other reads in turn on one thread (`on_thread`)."""
+    """`point` reads rows by their primary key, on the loop; `on_thread` runs other reads one after the other."""
 
-    def __init__(self, open_reader: Callable[[], Reader]) -> None:
-        self._open = open_reader
-        self._point: Reader | None = None
-        self._long: Reader | None = None
+    def __init__(self, database_path: str) -> None:
+        #: For the loop's thread only.
+        self.point = Reader(database_path)
+        self._long = Reader(database_path, cache_bytes=0)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="opsqueue-lookups")
 
-    @property
-    def point(self) -> Reader:
-        """For reads of one row by its primary key, on the loop's thread."""
-        if self._point is None:
-            self._point = self._open()
-        return self._point
-
     async def on_thread(self, read: Callable[[Reader], T]) -> T:
-        """The result of `read`, run on the thread with the thread's reader."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, read)
-
-    def _run(self, read: Callable[[Reader], T]) -> T:
-        if self._long is None:
-            self._long = self._open()
-        return read(self._long)
+        """The result of `read`, run on the thread with the thread's reader. Raises what it raises."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, read, self._long)
 
     def close(self) -> None:
-        """Close the loop's reader and let the thread end after what it is doing."""
-        if self._point is not None:
-            self._point.close()
-            self._point = None
-        self._thread.submit(self._close_long)
+        """Close the loop's reader at once and the thread's when it has done what it is doing; waits for nothing."""
+        self.point.close()
+        self._thread.submit(self._long.close)
         self._thread.shutdown(wait=False)
-
-    def _close_long(self) -> None:
-        if self._long is not None:
-            self._long.close()
-            self._long = None

@@ -18,7 +18,7 @@ from opsqueue.server.frontend.inserts import InsertLimits, may_repeat, to_reques
 from opsqueue.server.frontend.lookups import Lookups
 from opsqueue.server.frontend.routing import Endpoint
 from opsqueue.server.frontend.writer_client import WriterClient, WriterRestartedError
-from opsqueue.server.reader import TooManyError
+from opsqueue.server.reader import SubmissionStatus, TooManyError
 
 #: A submission that ends between the writer's word and the look into the file is asked for again, this often.
 ATTEMPTS = 4
@@ -80,17 +80,17 @@ class ProducerEndpoints:
                     if description is not None:
                         return json_answer(statuses.unfinished(submission, description, progress))
                 case requests.NotHeld():
-                    found = await self._final(submission)
-                    if found is None:
+                    row = await self._row(submission)
+                    if row is None:
                         return json_answer(b"null")
-                    if found.body is not None:
-                        return json_answer(found.body)
+                    if (ended := statuses.ended(row)) is not None:
+                        return json_answer(ended)
                 case reply:
                     raise _refused(reply)
         raise _changing(submission)
 
-    async def _final(self, submission: int) -> statuses.Found | None:
-        return await self._lookups.on_thread(lambda reader: statuses.found(reader.status(submission)))
+    async def _row(self, submission: int) -> SubmissionStatus | None:
+        return await self._lookups.on_thread(lambda reader: reader.status(submission))
 
     async def cancel(self, request: web.BaseRequest, submission: int) -> web.StreamResponse:
         """Cancel an unfinished submission; 404 when it is unknown, 409 with its status when it has ended."""
@@ -99,11 +99,11 @@ class ProducerEndpoints:
                 case requests.Done():
                     return empty_answer()
                 case requests.NotHeld():
-                    found = await self._final(submission)
-                    if found is None:
+                    row = await self._row(submission)
+                    if row is None:
                         raise errors.unknown_submission(submission)
-                    if found.body is not None:
-                        raise errors.not_cancellable(found.body)
+                    if (ended := statuses.ended(row)) is not None:
+                        raise errors.not_cancellable(ended)
                 case reply:
                     raise _refused(reply)
         raise _changing(submission)
