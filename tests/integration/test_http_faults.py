@@ -120,11 +120,11 @@ async def test_the_fingerprint_tells_different_inserts_apart_and_nothing_else(
 @pytest.mark.parametrize(
     ("body", "status", "says"),
     [
-        (STORED | {"metadata": [0] * (LIMITS.max_metadata_size + 1)}, 413, "--max-metadata-size"),
+        (STORED | {"metadata": [0] * (LIMITS.max_metadata_size + 1)}, 422, "--max-metadata-size"),
         (STORED | {"strategic_metadata": dict.fromkeys("abcd", 1)}, 422, "--max-strategic-keys"),
         (STORED | {"strategic_metadata": {"ü" * 6: 1}}, 422, "--max-strategic-key-size"),
         ({"chunk_contents": {"SeeObjectStorage": {"prefix": "p" * 21, "count": 1}}}, 422, "--max-prefix-size"),
-        ({"chunk_contents": {"Direct": {"contents": [[], [0] * 2001]}}}, 413, "content 1"),
+        ({"chunk_contents": {"Direct": {"contents": [[], [0] * 2001]}}}, 422, "content 1"),
         ({"chunk_contents": {"SeeObjectStorage": {"prefix": "p", "count": 4_000_004}}}, 413, "--memory-limit"),
         ({"chunk_contents": {"SeeObjectStorage": {"prefix": "p", "count": 2**63}}}, 422, "count"),
         ({"chunk_contents": {"SeeObjectStorage": {"prefix": "p", "count": 1.5}}}, 422, "count"),

@@ -54,10 +54,10 @@ def fingerprint(
 
 
 def to_request(body: InsertSubmission, headers: CIMultiDictProxy[str], limits: InsertLimits) -> requests.Insert:
-    """The writer's request for `body`. Raises HttpError: 413 for sizes above a limit, 422 for names and keys."""
+    """The writer's request for `body`. Raises HttpError: 422 above a limit of one part, 413 for a count that can never fit."""
     metadata = None if body.metadata is None else bytes(body.metadata)
     if metadata is not None and len(metadata) > limits.max_metadata_size:
-        raise errors.too_large(
+        raise errors.wrong_shape(
             f"metadata has {len(metadata)} bytes, it may have {limits.max_metadata_size} (--max-metadata-size)"
         )
     _check_strategic(body.strategic_metadata, limits)
@@ -116,7 +116,7 @@ def _check_prefix(prefix: str, limits: InsertLimits) -> None:
 def _check_contents(contents: list[bytes], limits: InsertLimits) -> None:
     for index, content in enumerate(contents):
         if len(content) > limits.max_direct_content_size:
-            raise errors.too_large(
+            raise errors.wrong_shape(
                 f"content {index} of chunk_contents.Direct has {len(content)} bytes, it may have "
                 f"{limits.max_direct_content_size} (--max-direct-content-size); put larger ones into the object store"
             )
