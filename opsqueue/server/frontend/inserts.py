@@ -54,7 +54,7 @@ def fingerprint(
 
 
 def to_request(body: InsertSubmission, headers: CIMultiDictProxy[str], limits: InsertLimits) -> requests.Insert:
-    """The writer's request for `body`. Raises HttpError: 422 above a limit of one part, 413 for a count that can never fit."""
+    """The writer's request for `body`. Raises HttpError: 422 above a part's limit, 413 for a count that never fits."""
     metadata = None if body.metadata is None else bytes(body.metadata)
     if metadata is not None and len(metadata) > limits.max_metadata_size:
         raise errors.wrong_shape(
