@@ -181,6 +181,8 @@ class Commits:
             raise RuntimeError(f"the journal answered batch {outcome.number}, which is not in hand")
         self._in_hand = None
         self._count(outcome, commit)
+        if outcome.warning:
+            log.warning(outcome.warning)
         if outcome.failure is None:
             self._succeeded(commit, outcome)
         else:
@@ -248,7 +250,9 @@ class Commits:
 
     def _failed(self, commit: Commit, outcome: Outcome) -> None:
         if self.healthy:
-            log.error("a commit failed; nothing is lost, it is tried again", batch=outcome.number, reason=outcome.reason)
+            log.error(
+                "a commit failed; nothing is lost, it is tried again", batch=outcome.number, reason=outcome.reason
+            )
         self.healthy = False
         self._not_before = time.monotonic() + RETRY_AFTER_S
         self._folding.failed(commit.batch)

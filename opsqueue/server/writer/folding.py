@@ -69,6 +69,4 @@ class Folding:
     def failed(self, batch: Batch) -> None:
         """Nothing of the batch is in the file: its blocks are dirty again, its round goes on."""
         if batch.blocks:
-            self._engine.fold_failed(
-                tuple((row.submission, row.block, row.done, row.attempts) for row in batch.blocks)
-            )
+            self._engine.fold_failed(tuple((row.submission, row.block, row.done, row.attempts) for row in batch.blocks))

@@ -117,9 +117,7 @@ def _serve(context: ServerContext, control: Control) -> None:
         in_progress=recovery.unfinished,
     )
     commits.folding.recovered(recovery.log_bytes, recovery.log_rows)
-    decisions = Decisions(
-        engine=engine, commits=commits, ids=ids, memory_limit=settings.memory_limit, reply=reply
-    )
+    decisions = Decisions(engine=engine, commits=commits, ids=ids, memory_limit=settings.memory_limit, reply=reply)
     loop = WriterLoop(
         context=context,
         control=control,
