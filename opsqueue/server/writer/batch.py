@@ -62,7 +62,8 @@ class BlockRow:
     """4,096 chunks of a submission as they are when the batch closes.
 
     `done`: bit i (least significant first) of byte i // 8 = chunk block * 4096 + i is done; trimmed to the submission's
-    length; empty = all done. `attempts`: per chunk with a retry or a crash, LEB128 varints (offset, retries, crashes); empty = none.
+    length; empty = all done. `attempts`: per chunk with a retry or a crash, LEB128 varints (offset, retries, crashes);
+    empty = none.
     """
 
     submission: int
@@ -73,7 +74,9 @@ class BlockRow:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One transaction. Applied in this order: events, ended, pauses, inserts, outputs, blocks, log_through, id_mark_ms."""
+    """One transaction. Applied in this order: events, ended, cancelled, pauses, inserts, outputs, blocks, log_through,
+    id_mark_ms.
+    """
 
     number: int
     events: bytes = b""
@@ -124,6 +127,8 @@ class Outcome:
     #: Completed submissions that the journal's own clean-up has forgotten since the last outcome, and all of them.
     forgotten_completed: int = 0
     forgotten: int = 0
+    #: A checkpoint or the clean-up failed and will be tried again; says why. It concerns no batch.
+    warning: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,11 +175,16 @@ class JournalOptions:
     #: Bytes of WAL after which a checkpoint is finished between two commits.
     checkpoint_bytes: int = 16 * 1024 * 1024
     extra_pragmas: dict[str, str] = field(default_factory=dict)
+    #: SQLite's own way to the file system unless named otherwise.
+    vfs: str | None = None
 
 
 class Journal(Protocol):
-    """The narrow interface of durable storage. One thread applies batches; nothing else writes. Errors at open and load are
-    StartupError (opsqueue.server.errors); apply never raises for a storage error, its Outcome says it."""
+    """The narrow interface of durable storage. One thread applies batches; nothing else writes.
+
+    Errors at open and load are StartupError (opsqueue.server.errors); apply never raises for a storage error, its
+    Outcome says it.
+    """
 
     def load(self, sink: RecoverySink) -> Loaded: ...
 

@@ -1,0 +1,158 @@
+"""Reads at start what the engine must know: unfinished submissions, their blocks, and the log. Changes nothing.
+
+What contradicts itself is refused with its table and row; nothing is guessed or left out.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from typing import Any
+
+import apsw
+import msgspec
+
+from opsqueue._speedups.log_rows import mentioned
+from opsqueue.server.errors import DamagedDatabaseError
+from opsqueue.server.sql import queries
+from opsqueue.server.writer.batch import BlockRow, Loaded, LoadedSubmission, RecoverySink, State
+from opsqueue.server.writer.log_rows import EventKind, LogEvent, keep_events, read_varint
+
+#: Chunks of a block.
+BLOCK_CHUNKS = 4096
+
+_SQL = queries("recovery")
+_LOG = _SQL["log"]
+_UNFINISHED = _SQL["unfinished"]
+_ENDED = _SQL["ended"]
+_UNFINISHED_BLOCKS = _SQL["unfinished_blocks"]
+_BLOCKS_OF = _SQL["blocks_of"]
+_COUNT_ENDED = _SQL["count_ended"]
+_MARK = _SQL["mark"]
+
+#: A submission's strategic metadata from its column. Raises ValueError.
+strategic_pairs = msgspec.json.Decoder(dict[str, int]).decode
+
+
+class Recovery:
+    """One pass over the file at `path`. Raises DamagedDatabaseError, or apsw.Error."""
+
+    def __init__(self, connection: apsw.Connection, path: str, sink: RecoverySink) -> None:
+        self._connection = connection
+        self._path = path
+        self._sink = sink
+        #: Blocks that hold attempts, and the batch that wrote them: they count these already.
+        self._attempts_as_of: dict[tuple[int, int], int] = {}
+
+    def run(self) -> Loaded:
+        last_logged, mentions = self._read_log()
+        completed = self._count_completed()
+        ended = self._submissions(mentions)
+        self._blocks(ended)
+        self._events()
+        last_batch = max(last_logged, self._mark("last_batch"))
+        return Loaded(last_batch=last_batch, id_mark_ms=self._mark("id_mark_ms"), completed=completed)
+
+    def _read_log(self) -> tuple[int, set[int]]:
+        """The last batch in the log, and every submission it is about; checks each row."""
+        last, mentions = 0, set[int]()
+        for batch, events in self._connection.execute(_LOG):
+            try:
+                mentions |= mentioned(events)
+            except ValueError as error:
+                raise self._damaged(f"table log, row {batch}: {error}") from error
+            last = batch
+        return last, mentions
+
+    def _count_completed(self) -> int:
+        ((completed, unknown),) = self._connection.execute(_COUNT_ENDED)
+        if unknown is not None:
+            raise self._damaged(f"table submissions, row {unknown}: unknown state")
+        return int(completed)
+
+    def _submissions(self, mentions: set[int]) -> list[int]:
+        """Gives all to the sink by id; returns the ended ones among them."""
+        ended = []
+        rows = heapq.merge(self._connection.execute(_UNFINISHED), self._ended(mentions))
+        for submission, state, chunks_total, chunk_size, direct, pairs in rows:
+            try:
+                known_state, strategic = State(state), strategic_pairs(pairs)
+            except ValueError as error:
+                raise self._damaged(f"table submissions, row {submission}: {error}") from error
+            if chunks_total <= 0:
+                raise self._damaged(f"table submissions, row {submission}: {chunks_total} chunks")
+            loaded = LoadedSubmission(submission, known_state, chunks_total, chunk_size, bool(direct), strategic)
+            self._sink.submission(loaded)
+            if known_state not in (State.IN_PROGRESS, State.PAUSED):
+                ended.append(submission)
+        return ended
+
+    def _ended(self, mentions: set[int]) -> Iterator[tuple[Any, ...]]:
+        """Failed and cancelled submissions that the log is about, by id."""
+        for submission in sorted(mentions):
+            yield from self._connection.execute(_ENDED, (submission,))
+
+    def _blocks(self, ended: list[int]) -> None:
+        for row in self._connection.execute(_UNFINISHED_BLOCKS):
+            self._block(*row)
+        for submission in ended:
+            for row in self._connection.execute(_BLOCKS_OF, (submission,)):
+                self._block(*row)
+
+    def _block(self, submission: int, block: int, batch: int, done: bytes, attempts: bytes, chunks_total: int) -> None:
+        at = f"table blocks, row ({submission}, {block})"
+        chunks = min(BLOCK_CHUNKS, chunks_total - block * BLOCK_CHUNKS)
+        if block < 0 or chunks <= 0:
+            raise self._damaged(f"{at}: the submission has {chunks_total} chunks")
+        if done and len(done) != (chunks + 7) // 8:
+            raise self._damaged(f"{at}: {len(done)} bytes for {chunks} chunks")
+        if done and chunks % 8 and done[-1] >> chunks % 8:
+            raise self._damaged(f"{at}: chunks behind the last one are done")
+        try:
+            _check_attempts(attempts, chunks)
+            self._sink.block(BlockRow(submission, block, done, attempts))
+        except ValueError as error:
+            raise self._damaged(f"{at}: {error}") from error
+        if attempts:
+            self._attempts_as_of[submission, block] = batch
+
+    def _events(self) -> None:
+        newest_block = max(self._attempts_as_of.values(), default=-1)
+        for batch, events in self._connection.execute(_LOG):
+            try:
+                if batch <= newest_block:
+                    events = self._without_counted(batch, events)
+                if events:
+                    self._sink.events(events)
+            except ValueError as error:
+                raise self._damaged(f"table log, row {batch}: {error}") from error
+
+    def _without_counted(self, batch: int, events: bytes) -> bytes:
+        """The log row without the retries and crashes that a block written later or with it counts already.
+
+        A completion may come twice; an attempt may not.
+        """
+
+        def uncounted(event: LogEvent) -> bool:
+            if event.kind is EventKind.COMPLETION:
+                return True
+            return self._attempts_as_of.get((event.submission, event.chunk // BLOCK_CHUNKS), -1) < batch
+
+        return keep_events(events, uncounted)
+
+    def _mark(self, name: str) -> int:
+        row = self._connection.execute(_MARK, (name,)).fetchone()
+        return 0 if row is None else row[0]
+
+    def _damaged(self, what: str) -> DamagedDatabaseError:
+        return DamagedDatabaseError(path=self._path, what=what)
+
+
+def _check_attempts(attempts: bytes, chunks: int) -> None:
+    at = 0
+    while at < len(attempts):
+        offset, at = read_varint(attempts, at)
+        _, at = read_varint(attempts, at)
+        _, at = read_varint(attempts, at)
+        if offset >= chunks:
+            raise ValueError(f"attempts of chunk {offset}, the block has {chunks}")
