@@ -1,6 +1,6 @@
 """The values that users of the client library see: frozen, picklable, compared and hashed by value. No I/O.
 
-Variants are nested subclasses of their parent: `isinstance(status, SubmissionStatus.Failed)`, `case Strategy.Oldest():`.
+Variants are nested subclasses of their parent: `isinstance(status, SubmissionStatus.Failed)`, `case Strategy.Oldest()`.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ class SubmissionFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmissionCancelled:
-    """A submission that a producer cancelled at `cancelled_at` (UTC). The server keeps no chunk size and carrier of it."""
+    """A submission that a producer cancelled at `cancelled_at` (UTC); its chunk size and carrier are not known."""
 
     id: SubmissionId
     chunks_total: int
