@@ -61,7 +61,7 @@ async def test_a_reply_reaches_the_request_with_its_number() -> None:
 async def test_a_writer_that_does_not_answer_in_time_is_unavailable_and_its_late_reply_is_dropped() -> None:
     pump = ScriptedPump()
     client = client_of(pump)
-    with pytest.raises(WriterUnavailableError, match="did not answer"):
+    with pytest.raises(WriterUnavailableError, match="does not answer"):
         await client.ask(requests.Counts(), timeout_s=0.01)
     client.on_reply(pump.sent[0][0], requests.encode(requests.Counted(1, 2)))
     assert client.pending == 0
@@ -80,14 +80,24 @@ async def test_a_full_ring_delays_a_request_and_does_not_lose_it() -> None:
     assert await asked == requests.Counted(1, 2)
 
 
+async def test_a_pump_that_has_stopped_is_unavailable_at_once() -> None:
+    class StoppedPump(ScriptedPump):
+        def room(self) -> asyncio.Future[None]:
+            waiter = super().room()
+            waiter.cancel()
+            return waiter
+
+    with pytest.raises(WriterUnavailableError, match="cut off"):
+        await client_of(StoppedPump(full=True)).ask(requests.Counts())
+
+
 async def test_a_ring_that_stays_full_ends_in_unavailable() -> None:
     with pytest.raises(WriterUnavailableError):
         await client_of(ScriptedPump(full=True)).ask(requests.Counts(), timeout_s=0.01)
 
 
-@pytest.mark.parametrize("full", [False, True])
-async def test_a_restarted_writer_answers_every_pending_request(full: bool) -> None:
-    pump = ScriptedPump(full)
+async def test_a_restarted_writer_answers_every_request_that_was_sent() -> None:
+    pump = ScriptedPump()
     client = client_of(pump)
     asked = asyncio.create_task(client.ask(requests.Counts()))
     await pump.arrived.wait()
@@ -97,8 +107,22 @@ async def test_a_restarted_writer_answers_every_pending_request(full: bool) -> N
     assert client.pending == 0
 
 
-async def test_after_closing_everything_is_answered_at_once_with_the_reason() -> None:
-    pump = ScriptedPump()
+async def test_a_request_that_could_not_be_sent_yet_goes_to_the_new_writer() -> None:
+    pump = ScriptedPump(full=True)
+    client = client_of(pump)
+    asked = asyncio.create_task(client.ask(requests.Counts()))
+    await pump.arrived.wait()
+    client.on_writer_restart()
+    pump.arrived.clear()
+    pump.make_room()
+    await pump.arrived.wait()
+    client.on_reply(pump.sent[0][0], requests.encode(requests.Counted(1, 2)))
+    assert await asked == requests.Counted(1, 2)
+
+
+@pytest.mark.parametrize("full", [False, True])
+async def test_after_closing_everything_is_answered_at_once_with_the_reason(full: bool) -> None:
+    pump = ScriptedPump(full)
     client = client_of(pump)
     asked = asyncio.create_task(client.ask(requests.Counts()))
     await pump.arrived.wait()

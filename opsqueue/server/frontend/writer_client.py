@@ -9,6 +9,8 @@ from opsqueue.server import requests
 
 #: Seconds that a request may take. A hung writer is replaced after five, so this ends only what is lost.
 REQUEST_TIMEOUT_S = 10.0
+#: Seconds to wait for room in the ring, or for a writer that is being replaced (which takes less than one).
+SEND_TIMEOUT_S = 2.0
 
 
 class RequestPump(Protocol):
@@ -42,6 +44,8 @@ class WriterClient:
         self._pump: RequestPump | None = None
         self._next = 1
         self._pending: dict[int, asyncio.Future[requests.Reply]] = {}
+        #: Those of the pending that are not in the ring yet.
+        self._unsent: set[int] = set()
         self._closed: str | None = None
 
     def attach(self, pump: RequestPump) -> None:
@@ -66,22 +70,29 @@ class WriterClient:
         try:
             async with asyncio.timeout(timeout_s):
                 payload = requests.encode(request)
-                while not self._pump.send_request(number, payload):
-                    await self._room_or_failure(reply)
+                if not self._pump.send_request(number, payload):
+                    await self._send_when_possible(self._pump, number, payload, reply)
                 return await reply
         except TimeoutError:
-            raise WriterUnavailableError(
-                f"the server's writer process did not answer within {timeout_s:g} s; try again"
-            ) from None
+            raise WriterUnavailableError("the server's writer process does not answer; try again") from None
         finally:
             del self._pending[number]
 
-    async def _room_or_failure(self, reply: asyncio.Future[requests.Reply]) -> None:
-        assert self._pump is not None
-        room = self._pump.room()
-        await asyncio.wait((room, reply), return_when=asyncio.FIRST_COMPLETED)
-        if reply.done():
-            reply.result()
+    async def _send_when_possible(
+        self, pump: RequestPump, number: int, payload: bytes, reply: asyncio.Future[requests.Reply]
+    ) -> None:
+        self._unsent.add(number)
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                while not pump.send_request(number, payload):
+                    room = pump.room()
+                    if room.cancelled():
+                        raise WriterUnavailableError("this process is cut off from the server's writer; try again")
+                    await asyncio.wait((room, reply), return_when=asyncio.FIRST_COMPLETED)
+                    if reply.done():  # closed: there will be no room
+                        return
+        finally:
+            self._unsent.discard(number)
 
     def on_reply(self, request_id: int, payload: bytes) -> None:
         """A reply has come; one that nobody waits for any more is dropped."""
@@ -94,19 +105,14 @@ class WriterClient:
             waiting.set_exception(error)
 
     def on_writer_restart(self) -> None:
-        """Every pending request is answered: the writer that had it is gone."""
-        self._fail_pending(WriterRestartedError)
+        """Every request that was sent is answered: the writer that had it is gone. Others wait for the new one."""
+        for number, waiting in list(self._pending.items()):
+            if number not in self._unsent and not waiting.done():
+                waiting.set_exception(WriterRestartedError())
 
     def close(self, reason: str) -> None:
         """Answer what is pending, and what still comes, with `reason`."""
         self._closed = reason
-        self._fail_pending(lambda: WriterUnavailableError(reason))
-
-    def _fail_pending(self, make: type[WriterRestartedError] | _MakeError) -> None:
         for waiting in list(self._pending.values()):
             if not waiting.done():
-                waiting.set_exception(make())
-
-
-class _MakeError(Protocol):
-    def __call__(self) -> WriterUnavailableError: ...
+                waiting.set_exception(WriterUnavailableError(reason))
