@@ -4,13 +4,11 @@ The name of the field makes the names of its sources: `max_body_size` is `--max-
 and the TOML key `max_body_size`. settings_sources.py reads them, settings_doc.py writes docs/configuration.md.
 """
 
-from __future__ import annotations
-
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from opsqueue.server import machine, values
 from opsqueue.server.values import Kind
@@ -81,8 +79,9 @@ class Settings:
             values.text("FILE"),
             "opsqueue.db",
             "Keep the queue in this SQLite file; :memory: keeps it in memory.",
-            doc="A path, `:memory:`, or an SQLite URI such as `file::memory:?cache=shared`. The file is created when it "
-            "does not exist. A queue in memory is a file in a private directory on `/dev/shm`, removed when the server ends.",
+            doc="A path, `:memory:`, or an SQLite URI such as `file::memory:?cache=shared`. The file is created when "
+            "it does not exist. A queue in memory is a file in a private directory on `/dev/shm`, removed when the "
+            "server ends.",
         ),
     ]
     durability: Annotated[
@@ -91,8 +90,8 @@ class Settings:
             values.choice("full", "normal"),
             "full",
             "What an accepted submission survives: full = loss of power, normal = a crash of the server.",
-            doc="`full` waits for the disk before it answers (SQLite's `synchronous=FULL`), `normal` leaves that to the "
-            "kernel.",
+            doc="`full` waits for the disk before it answers (SQLite's `synchronous=FULL`), `normal` leaves that to "
+            "the kernel.",
         ),
     ]
     external_checkpoints: Annotated[
@@ -246,12 +245,12 @@ class Settings:
     ]
 
     @classmethod
-    def defaults(cls) -> Settings:
+    def defaults(cls) -> Self:
         """What a server without flags, variables and file has; change it with dataclasses.replace."""
         return cls.of({})
 
     @classmethod
-    def of(cls, given: dict[str, object]) -> Settings:
+    def of(cls, given: dict[str, object]) -> Self:
         """Parsed values by name, the defaults for all others."""
         made = {declared.name: declared.default() for declared in declarations() if declared.name not in given}
         return cls(**given, **made)  # type: ignore[arg-type]  # each value came out of its own setting's parser

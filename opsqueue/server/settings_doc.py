@@ -1,4 +1,7 @@
-"""Writes docs/configuration.md from the declarations: `python -m opsqueue.server.settings_doc > docs/configuration.md`."""
+"""Writes docs/configuration.md from the declarations.
+
+`python -m opsqueue.server.settings_doc > docs/configuration.md` brings the page up to date.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,8 @@ max_body_size = "16 MiB"
 external_checkpoints = false
 ```
 
-- **Durations** are numbers with units, as many as you like: `500ms`, `10 minutes`, `1h 30m`. Units: ns, us, ms, s, m, h,
-  d, w, M (30.44 days), y (365.25 days), and their long names.
+- **Durations** are numbers with units, as many as you like: `500ms`, `10 minutes`, `1h 30m`. Units: ns, us, ms, s, m,
+  h, d, w, M (30.44 days), y (365.25 days), and their long names.
 - **Sizes** are bytes, or a number with a unit: `16 MiB`, `64KiB` (powers of 1,024), `1.5 GB` (powers of 1,000).
 - **Switches** are flags without a value (`--external-checkpoints`, `--no-external-checkpoints`), `true` or `false`
   elsewhere.
