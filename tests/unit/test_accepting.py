@@ -119,10 +119,12 @@ async def test_an_overloaded_front_end_pauses_and_goes_on_when_the_others_have_c
 async def test_stopping_takes_what_is_queued_and_nothing_after_it(listener: socket.socket) -> None:
     board = board_with(0, 0)
     connections = Connections()
-    acceptor = Acceptor(asyncio.get_running_loop(), listener, board, OWN, OWN, connections.protocol)
+    ours = listener.dup()  # as after a fork: the supervisor keeps its own
+    acceptor = Acceptor(asyncio.get_running_loop(), ours, board, OWN, OWN, connections.protocol)
     queued = [socket.create_connection(listener.getsockname()) for _ in range(3)]
     acceptor.stop()
     await connections.reach(3)
+    assert ours.fileno() == -1
     with socket.create_connection(listener.getsockname()):
         acceptor.start()
         assert acceptor.open_connections == 3

@@ -73,7 +73,7 @@ class Acceptor:
         self._watch()
 
     def stop(self) -> None:
-        """Take what is queued by now, then accept no more. The listener stays open: it is the supervisor's."""
+        """Take what is queued by now, accept no more, and close this process's copy of the listener."""
         if self._stopped:
             return
         self._pause()
@@ -81,6 +81,7 @@ class Acceptor:
             if not self._accept():
                 break
         self._stopped = True
+        self._listener.close()
         if self._recheck is not None:
             self._recheck.cancel()
             self._recheck = None
