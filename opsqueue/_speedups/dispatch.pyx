@@ -197,7 +197,7 @@ cdef class Dispatch:
             self.bad_frontends.append(index)
             return False
         if taken:
-            self.counters[RECORDS_RECEIVED] += taken
+            self.counters[<int>RECORDS_RECEIVED] += taken
             endpoint.done_receiving()
         return taken == limit
 
@@ -271,7 +271,7 @@ cdef class Dispatch:
             refused.size = <uint32_t>len(reason)
             text = reason
             memcpy(at + sizeof(RefusedRecord), text, refused.size)
-            self.counters[RESERVATIONS_FAILED] += 1
+            self.counters[<int>RESERVATIONS_FAILED] += 1
             return
         if self.parked and self.engine.available:
             self.serve_waiters()  # who came first is served first
@@ -297,8 +297,8 @@ cdef class Dispatch:
         record.count = count
         record._reserved = 0
         memcpy(at + sizeof(ReservedRecord), self.reserved, count * sizeof(ReservedChunk))
-        self.counters[RESERVATIONS_SUCCEEDED] += 1
-        self.counters[RECORDS_SENT] += 1
+        self.counters[<int>RESERVATIONS_SUCCEEDED] += 1
+        self.counters[<int>RECORDS_SENT] += 1
         return True
 
     cdef void handle_chunk(self, uint32_t kind, uint64_t holder, ChunkRecord *record):
@@ -307,7 +307,7 @@ cdef class Dispatch:
         cdef int verdict
         if kind == REC_COMPLETE:
             # Timing every one would cost more than it does.
-            begun = monotonic_ns() if self.counters[RECORDS_RECEIVED] & 15 == 0 else 0
+            begun = monotonic_ns() if self.counters[<int>RECORDS_RECEIVED] & 15 == 0 else 0
             verdict = self.engine.complete(holder, record.submission, record.chunk)
             if begun:
                 observe(self.counters, HISTOGRAM_COMPLETE_MESSAGE, monotonic_ns() - begun)
@@ -387,7 +387,7 @@ cdef class Dispatch:
             self.waiters[slot.first_waiter].holder_previous = at
         slot.first_waiter = at
         self.parked += 1
-        self.counters[REQUESTS_PARKED] = self.parked
+        self.counters[<int>REQUESTS_PARKED] = self.parked
         return 0
 
     cdef void unpark(self, uint32_t at) noexcept:
@@ -410,7 +410,7 @@ cdef class Dispatch:
         waiter.next = self.free_waiter
         self.free_waiter = at
         self.parked -= 1
-        self.counters[REQUESTS_PARKED] = self.parked
+        self.counters[<int>REQUESTS_PARKED] = self.parked
 
     cdef void serve_waiters(self):
         """Oldest first over all front-ends that have room. Who cannot be served now (his index is being built) is passed over."""
@@ -487,7 +487,7 @@ cdef class Dispatch:
                 continue
             memcpy(room, notice, sizeof(DroppedRecord))
             (<DroppedRecord *>room).connection = notice.connection & CONNECTION_MASK
-            self.counters[RECORDS_SENT] += 1
+            self.counters[<int>RECORDS_SENT] += 1
         self.engine.notice_count = kept
         return kept == 0
 
@@ -514,5 +514,5 @@ cdef class Dispatch:
             content = <bytes>payload
             memcpy(at + sizeof(RequestRecord), content, len(<bytes>payload))
             waiting.popleft()
-            self.counters[RECORDS_SENT] += 1
+            self.counters[<int>RECORDS_SENT] += 1
         return True
