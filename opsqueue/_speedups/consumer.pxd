@@ -1,0 +1,184 @@
+"""Consumers' connections of one front-end: WebSocket frames in, ring records out; ring records in, replies out.
+
+Bytes go from the receive buffer into the ring and from the ring into one write per connection, without a Python object
+per message. What is unusual goes through opsqueue.protocol.consumer. Knows nothing of HTTP; decides nothing about chunks.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from opsqueue._speedups.consumer_messages cimport Message
+from opsqueue._speedups.records cimport DroppedRecord, RefusedRecord, ReservedChunk, ReservedRecord
+from opsqueue._speedups.ring cimport Endpoint
+
+
+cdef enum ConnectionState:
+    OPEN = 0
+    SHUT = 1                      # a close frame has been sent, nothing is read any more
+    GONE = 2                      # the transport has ended
+
+
+cdef enum Block:                  # why nothing more is parsed now
+    BLOCK_NONE = 0
+    BLOCK_RING = 1                # the ring to the writer is full, or the writer does not know us yet
+    BLOCK_PARKED = 2              # too many requests wait for their answer
+    BLOCK_WRITING = 3             # the peer does not read what we write
+
+
+cdef struct Strategy:             # shared by the requests that ask for it
+    uint32_t references
+    uint32_t size
+    uint8_t[1] canonical          # `size` of them
+
+
+cdef struct Outstanding:          # a reserve request that is not answered
+    uint64_t nonce
+    uint64_t since_ns             # CLOCK_MONOTONIC
+    Strategy *strategy            # NULL: answered
+    uint32_t max
+
+
+cdef struct Bytes:                # a growing buffer; memory only while it holds something
+    uint8_t *data
+    size_t start
+    size_t size                   # bytes from `start`
+    size_t capacity
+
+
+cdef class Description:           # of a submission, as it stands in every one of its chunks' replies
+    cdef bytes before
+    cdef bytes after
+    cdef bint used                # since the eviction's hand last passed
+
+
+cdef class ConsumerConnection:
+    cdef ConsumerHub hub
+    cdef object transport
+    cdef object on_end            # called with connection_lost's argument
+    cdef int fd
+    # identity
+    cdef readonly uint64_t number # generation << 32 | slot
+    cdef readonly uint32_t features
+    # state
+    cdef int state
+    cdef int block
+    cdef uint32_t need            # bytes of room in the ring that it is blocked for
+    cdef uint32_t cause           # CloseCause
+    cdef bint opened              # REC_OPEN is in the ring
+    cdef bint leaving             # REC_CLOSE is due as soon as what was received is in the ring
+    cdef bint left                # REC_CLOSE is in the ring, the slot is free
+    cdef bint queued              # in hub.blocked
+    cdef bint touched             # in hub.touched
+    cdef bint reading
+    cdef bint writing_paused
+    cdef bint last_was_request    # the last message of this receive was a WantToReserveChunks
+    # heartbeat, in the hub's list ordered by deadline
+    cdef uint32_t missed
+    cdef double deadline
+    cdef ConsumerConnection earlier
+    cdef ConsumerConnection later
+    # received, not parsed
+    cdef Bytes kept
+    cdef Bytes message            # unmasked fragments of an unfinished message
+    cdef bint fragmented
+    # a record in parts
+    cdef Bytes large
+    cdef uint32_t large_kind
+    cdef uint32_t large_at
+    cdef uint64_t large_stream
+    # to be written
+    cdef Bytes out
+    # requests
+    cdef Outstanding *requests    # a ring buffer
+    cdef uint32_t requests_capacity
+    cdef uint32_t requests_first
+    cdef uint32_t requests_used   # answered ones between unanswered ones too
+    cdef readonly uint32_t parked # unanswered
+    cdef Strategy *last_strategy
+    cdef list deferred            # records that came while the peer did not read
+    cdef list releases            # (submission, chunk) to give back
+    cdef list reissues            # nonces to ask for again
+
+    # reading
+    cdef size_t consume(self, uint8_t *data, size_t size)
+    cdef bint take_frame(self, uint8_t *payload, size_t size, uint8_t opcode, bint fin, uint32_t mask)
+    cdef void take_control(self, uint8_t *payload, size_t size, uint8_t opcode)
+    cdef void take_message(self, uint8_t *data, size_t size)
+    cdef void take_unusual(self, const uint8_t *data, size_t size, Message *m)
+    cdef void apply(self, Message *m, const uint8_t *end)
+    cdef void ask(self, Message *m)
+    cdef bint has_room(self, size_t size) noexcept
+    cdef bint parsing(self) noexcept
+    # the ring
+    cdef bint serve_ring(self)
+    cdef bint write_reserve(self, Outstanding *request) noexcept
+    cdef void end_large(self)
+    cdef void advance(self)
+    cdef void settle(self)
+    cdef void leave(self, uint32_t cause)
+    cdef void try_leave(self)
+    # answers
+    cdef Outstanding *new_request(self) except NULL
+    cdef Outstanding *find(self, uint64_t nonce) noexcept
+    cdef void answered(self, Outstanding *request)
+    cdef void reserved(self, ReservedRecord *record, ReservedChunk *chunks)
+    cdef void refused(self, RefusedRecord *record, const uint8_t *reason)
+    cdef void dropped(self, DroppedRecord *record)
+    cdef void refuse(self, uint64_t nonce, bytes reason)
+    cdef void give_back(self, ReservedChunk *chunk)
+    # writing
+    cdef void send(self, uint8_t opcode, const uint8_t *payload, size_t size)
+    cdef void write_out(self)
+    cdef void ping(self)
+    cdef void tick(self)
+    cdef void shut(self, uint32_t code, bytes reason, bint rejected)
+
+
+cdef class ConsumerHub:
+    # settings
+    cdef readonly double heartbeat_interval
+    cdef readonly uint32_t max_missable
+    cdef readonly size_t failure_limit
+    cdef readonly size_t description_limit
+    # the front-end
+    cdef readonly Endpoint endpoint
+    cdef uint64_t *counters
+    cdef object board             # keeps the counters mapped
+    cdef object loop
+    cdef object describe
+    cdef object direct_input
+    cdef object decode
+    # connections
+    cdef list slots               # ConsumerConnection or None
+    cdef list generations
+    cdef list free_slots
+    cdef list touched             # have something to write
+    cdef list resumable           # were blocked by their own requests
+    cdef set transports           # ConsumerConnections whose TCP connection has not ended
+    cdef object blocked           # a deque, first come first served
+    cdef bint retrying            # the blocked ones are being let on
+    cdef ConsumerConnection sending_large
+    # heartbeats
+    cdef ConsumerConnection first
+    cdef ConsumerConnection last
+    cdef object timer
+    # one buffer for all receives
+    cdef object receive_view
+    cdef uint8_t *receive_buffer
+    # replies
+    cdef Bytes scratch
+    cdef dict descriptions
+    cdef size_t description_bytes
+
+    cdef void handle(self, uint32_t kind, uint8_t *payload, uint32_t size)
+    cdef void flush_out(self)
+    cdef void retry_blocked(self)
+    cdef void block(self, ConsumerConnection connection)
+    cdef bint await_room(self)
+    cdef Description description(self, uint64_t submission)
+    cdef size_t weight(self, Description description)
+    cdef void evict(self)
+    cdef bytes input(self, uint64_t submission, uint64_t chunk)
+    cdef ConsumerConnection by_number(self, uint64_t number)
+    cdef void free_slot(self, ConsumerConnection connection)
+    cdef void append_beat(self, ConsumerConnection connection)
+    cdef void remove_beat(self, ConsumerConnection connection)
