@@ -200,6 +200,8 @@ class Reader:
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         # Checkpoints are the writer's, also when this connection is the last to close.
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        # One plan per query, whatever the values.
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         return connection
 
     def _abandon(self) -> None:
