@@ -38,7 +38,7 @@ TRY_AGAIN_AFTER_S: Final = 0.05
 #: Front-ends have this long to answer what they accepted; then they are killed and the writer is told to stop.
 DRAIN_WITHIN_S: Final = 0.6
 #: The writer is killed when the whole stop has taken this long.
-STOP_WITHIN_S: Final = 0.95
+STOP_WITHIN_S: Final = 0.9
 
 #: A serving process whose progress word is older than this hangs.
 HANG_AFTER_S: Final = 5.0
