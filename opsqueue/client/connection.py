@@ -1,0 +1,440 @@
+"""One connection of a consumer: handshake, frames, nonces, and what the server thinks that it holds.
+
+Never reconnects and touches no store. One daemon thread does all that may block on the way in (name lookup, connect,
+handshake, receive), so callers only ever wait for a future, which signals can interrupt. Any thread may send.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from websockets.client import ClientProtocol
+from websockets.exceptions import InvalidMessage, InvalidStatus
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+from websockets.uri import parse_uri
+
+from opsqueue.client.urls import ServerAddress
+from opsqueue.exceptions import (
+    IncorrectUsageError,
+    InternalConsumerClientError,
+    UnexpectedOpsqueueConsumerServerResponseError,
+)
+from opsqueue.protocol import consumer as wire
+from opsqueue.protocol.errors import MessageError
+from opsqueue.protocol.strategy import Strategy
+from opsqueue.protocol.version import own_version
+
+logger = logging.getLogger("opsqueue.consumer")
+
+#: Seconds for each step until the first frame.
+_OPEN_TIMEOUT_S = 10.0
+#: Seconds to wait for the server's close frame, so that what was sent before ours is not lost to a reset.
+_CLOSE_TIMEOUT_S = 0.5
+#: Handshake answers of a server that is starting, stopping or overloaded, or of a proxy before one.
+_RETRIED_STATUSES = frozenset((502, 503, 504))
+_RECEIVE_BYTES = 256 * 1024
+_POLICY_VIOLATION = 1008
+
+
+class ConnectError(Exception):
+    """No connection could be made, but a later try may succeed."""
+
+
+class ConnectionLostError(Exception):
+    """The connection has ended; what it held is with the server again."""
+
+
+Fetch = Callable[[wire.Chunk, wire.Submission], Future[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A reserved chunk, its submission, and its input, which is on its way."""
+
+    chunk: wire.Chunk
+    submission: wire.Submission
+    content: Future[bytes]
+
+    @property
+    def id(self) -> wire.ChunkId:
+        """Which chunk it is."""
+        return wire.ChunkId(self.chunk.submission_id, self.chunk.chunk_index)
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """A request for chunks. `arrived` gives them, or raises what became of the connection.
+
+    Made before it is sent, so that an interrupted caller can always give it back.
+    """
+
+    #: Called with each chunk as it comes, on the connection's thread.
+    fetch: Fetch
+    arrived: Future[list[Arrival]] = field(default_factory=Future)
+    ids: list[wire.ChunkId] = field(default_factory=list)
+    abandoned: bool = False
+
+
+class Connection:
+    """A connection that is being opened, open, or lost for good."""
+
+    def __init__(self, address: ServerAddress) -> None:
+        self._address = address
+        #: Gives the server's Init; raises ConnectError, or InternalConsumerClientError when trying again is no use.
+        self.opened: Future[wire.Init] = Future()
+        self._lock = threading.RLock()
+        self._ended = threading.Event()
+        self._socket: socket.socket | None = None
+        self._protocol = ClientProtocol(parse_uri(address.consumer), max_size=wire.MAX_MESSAGE_BYTES)
+        # under the lock
+        self._error: Exception | None = None
+        self._closing = False
+        self._nonce = 0
+        self._pending: dict[int, Reservation] = {}
+        self._held: dict[wire.ChunkId, None] = {}
+        # of the thread
+        self._parts: list[bytes] = []
+        self._features: frozenset[str] = frozenset()
+        self._is_reference = False
+        threading.Thread(target=self._run, name="opsqueue-connection", daemon=True).start()
+
+    def knows(self, feature: str) -> bool:
+        """Whether the server agreed to `feature`."""
+        return feature in self._features
+
+    @property
+    def alive(self) -> bool:
+        """Whether the connection is of use, as far as is known."""
+        return self._error is None and not self._closing
+
+    def send(self, messages: Iterable[wire.ClientContents]) -> None:
+        """Sends `messages` in order, in one go. Raises ConnectionLostError or why the connection ended."""
+        with self._lock:
+            self._check()
+            for message in messages:
+                self._queue(message)
+            self._flush()
+
+    def reserve(
+        self, reservation: Reservation, maximum: int, strategy: Strategy, before: Sequence[wire.ClientContents] = ()
+    ) -> None:
+        """Asks for chunks, after sending `before` in the same go; `reservation` must be new."""
+        with self._lock:
+            self._check()
+            for message in before:
+                self._queue(message)
+            self._pending[self._nonce] = reservation
+            self._queue(wire.WantToReserveChunks(maximum, strategy))
+            self._flush()
+
+    def give_back(self, reservation: Reservation) -> None:
+        """Returns what came of `reservation` and was not reported on; also what is yet to come of it."""
+        with self._lock:
+            reservation.abandoned = True
+            ids = [chunk_id for chunk_id in reservation.ids if chunk_id in self._held]
+            if ids and self.alive:
+                self._give_back(ids)
+
+    def close_if_idle(self) -> None:
+        """Closes properly unless somebody waits for chunks or holds some."""
+        with self._lock:
+            if self._held or any(not reservation.abandoned for reservation in self._pending.values()):
+                return
+        self.close()
+
+    def close(self) -> None:
+        """Closes with a close frame; waits for the server's a moment."""
+        with self._lock:
+            if not self._closing:
+                self._closing = True
+                if self._error is None and self._protocol.state is State.OPEN:
+                    self._protocol.send_close(1000)
+                    try:
+                        self._flush()
+                    except ConnectionLostError as error:
+                        logger.debug("the connection was lost while it was closed: %s", error)
+            sock = self._socket
+        if sock is None:
+            return
+        self._ended.wait(_CLOSE_TIMEOUT_S)
+        _shut(sock)
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._closing:
+            raise ConnectionLostError("the connection was closed")
+
+    def _queue(self, message: wire.ClientContents) -> None:
+        if not isinstance(message, wire.WantToReserveChunks | wire.WorkingOn | wire.ExtendReservation):
+            self._held.pop(message.id, None)
+        data = wire.encode_client(wire.ClientMessage(self._nonce, message))
+        self._nonce += 1
+        first, rest = data[: wire.MAX_FRAME_BYTES], data[wire.MAX_FRAME_BYTES :]
+        self._protocol.send_binary(first, fin=not rest)
+        while rest:
+            first, rest = rest[: wire.MAX_FRAME_BYTES], rest[wire.MAX_FRAME_BYTES :]
+            self._protocol.send_continuation(first, fin=not rest)
+
+    def _flush(self) -> None:
+        """Writes what is queued. A signal's exception waits until all is written: half a frame would end everything."""
+        parts = self._protocol.data_to_send()
+        ends = b"" in parts
+        view = memoryview(b"".join(parts))
+        interruption: BaseException | None = None
+        sock = self._socket
+        if sock is None:
+            return
+        while view:
+            try:
+                view = view[sock.send(view) :]
+            except OSError as error:
+                raise self._lost(f"sending failed: {error}", error) from error
+            except BaseException as error:
+                if interruption is not None:
+                    raise
+                interruption = error
+        if ends:
+            try:
+                sock.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                logger.debug("the connection had ended already: %s", error)
+        if interruption is not None:
+            raise interruption
+
+    def _lost(self, text: str, cause: BaseException | None = None) -> ConnectionLostError:
+        error = ConnectionLostError(f"the connection to {self._address.consumer} was lost: {text}")
+        error.__cause__ = cause
+        self._fail(error)
+        return error
+
+    def _fail(self, error: Exception) -> None:
+        with self._lock:
+            if self._error is None:
+                self._error = error
+            pending = list(self._pending.values())
+            self._pending.clear()
+            self._held.clear()
+            if self._socket is not None:
+                _shut(self._socket)
+        if not self.opened.done():
+            self.opened.set_exception(error)
+        for reservation in pending:
+            reservation.arrived.set_exception(error)
+
+    def _give_back(self, ids: list[wire.ChunkId]) -> None:
+        if self.knows(wire.RELEASE):
+            self._send_if_open([wire.ReleaseChunk(chunk_id) for chunk_id in ids])
+            return
+        for chunk_id in ids:
+            self._held.pop(chunk_id, None)
+        # a reference server frees chunks without counting a retry only when their connection ends
+        if not self._held and not any(not reservation.abandoned for reservation in self._pending.values()):
+            self._closing = True
+            self._protocol.send_close(1000)
+            self._send_if_open([])
+        else:
+            self._send_if_open([wire.FailChunk(chunk_id, "Requester disappeared") for chunk_id in ids])
+
+    def _send_if_open(self, messages: list[wire.ClientContents]) -> None:
+        try:
+            for message in messages:
+                self._queue(message)
+            self._flush()
+        except ConnectionLostError as error:
+            # which gives everything back, too
+            logger.debug("%s", error)
+
+    def _run(self) -> None:
+        try:
+            self._open()
+            while self._receive():
+                pass
+        except (InternalConsumerClientError, UnexpectedOpsqueueConsumerServerResponseError, ConnectError) as error:
+            self._fail(error)
+        except Exception as error:
+            if self.opened.done():
+                self._lost(f"{type(error).__name__}: {error}", error)
+            else:
+                failed = ConnectError(f"{type(error).__name__}: {error}")
+                failed.__cause__ = error
+                self._fail(failed)
+        finally:
+            with self._lock:
+                sock, self._socket = self._socket, None
+            if sock is not None:
+                sock.close()
+            self._ended.set()
+
+    def _open(self) -> None:
+        sock = socket.create_connection((self._address.host, self._address.port), timeout=_OPEN_TIMEOUT_S)
+        with self._lock:
+            self._socket = sock
+            if self._closing:
+                raise ConnectError("it is no longer wanted")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._address.secure:
+            try:
+                sock = ssl.create_default_context().wrap_socket(sock, server_hostname=self._address.host)
+            except ssl.SSLCertVerificationError as error:
+                raise InternalConsumerClientError(f"{self._address.consumer} is not trusted: {error}") from error
+            with self._lock:
+                self._socket = sock
+        with self._lock:
+            request = self._protocol.connect()
+            request.headers[wire.FEATURES_HEADER] = ", ".join(wire.FEATURES)
+            request.headers["User-Agent"] = f"opsqueue/{own_version().removeprefix('v')}"
+            self._protocol.send_request(request)
+            self._flush()
+
+    def _receive(self) -> bool:
+        sock = self._socket
+        if sock is None:
+            return False
+        try:
+            data = sock.recv(_RECEIVE_BYTES)
+        except TimeoutError as error:
+            raise TimeoutError(f"the server sent nothing for {sock.gettimeout():g} s") from error
+        with self._lock:
+            if data:
+                self._protocol.receive_data(data)
+            else:
+                self._protocol.receive_eof()
+            events = self._protocol.events_received()
+            self._flush()
+        self._check_handshake()
+        for event in events:
+            if isinstance(event, Frame):
+                self._frame(event)
+        broken = self._protocol.parser_exc
+        if broken is not None and not isinstance(broken, EOFError):
+            raise UnexpectedOpsqueueConsumerServerResponseError(
+                f"{self._address.consumer} does not speak WebSocket: {broken!r}"
+            ) from broken
+        if self._protocol.close_rcvd is not None:
+            self._closed(self._protocol.close_rcvd.code, self._protocol.close_rcvd.reason)
+        if not data:
+            raise EOFError("the server ended it without a close frame")
+        return True
+
+    def _check_handshake(self) -> None:
+        error = self._protocol.handshake_exc
+        if error is None:
+            return
+        if isinstance(error, InvalidStatus):
+            status = error.response.status_code
+            text = bytes(error.response.body or b"")[:500].decode(errors="replace").strip()
+            explained = f"{self._address.consumer} answered the handshake with status {status} {text}".rstrip()
+            if status in _RETRIED_STATUSES:
+                raise ConnectError(explained)
+            raise InternalConsumerClientError(explained) from error
+        if isinstance(error, InvalidMessage) and isinstance(error.__cause__, EOFError):
+            raise ConnectError("the connection ended during the handshake")
+        cause = error.__cause__ or error
+        if isinstance(error, EOFError):
+            raise ConnectError("the connection ended during the handshake")
+        raise InternalConsumerClientError(
+            f"{self._address.consumer} did not answer the handshake as a WebSocket server: {cause}"
+        ) from error
+
+    def _closed(self, code: int, reason: str) -> None:
+        text = f"the server closed it with code {code}{': ' + reason if reason else ''}"
+        if code == _POLICY_VIOLATION:
+            raise InternalConsumerClientError(f"{self._address.consumer}: {text}")
+        raise EOFError(text)
+
+    def _frame(self, frame: Frame) -> None:
+        if frame.opcode in (Opcode.PING, Opcode.PONG, Opcode.CLOSE):
+            return
+        if frame.opcode not in (Opcode.BINARY, Opcode.CONT):
+            raise self._unexpected("a text frame, where only binary ones are allowed")
+        self._parts.append(bytes(frame.data))
+        if not frame.fin:
+            return
+        data = b"".join(self._parts)
+        self._parts.clear()
+        try:
+            message = wire.decode_server(data)
+        except MessageError as error:
+            raise self._unexpected(str(error)) from error
+        self._message(message)
+
+    def _unexpected(self, text: str) -> Exception:
+        if not self.opened.done():
+            return InternalConsumerClientError(f"{self._address.consumer} sent no Init first, but {text}")
+        return UnexpectedOpsqueueConsumerServerResponseError(f"{self._address.consumer} sent {text}")
+
+    def _message(self, message: wire.ServerMessage) -> None:
+        if isinstance(message, wire.Init):
+            if self.opened.done():
+                raise self._unexpected("a second Init")
+            self._init(message)
+            return
+        if not self.opened.done():
+            raise self._unexpected(f"a {type(message).__name__}")
+        match message:
+            case wire.ChunksReserved(nonce=nonce, chunks=chunks):
+                self._reserved(nonce, chunks)
+            case wire.ReservationRefused(nonce=nonce, reason=reason):
+                self._answered(nonce).arrived.set_exception(IncorrectUsageError(reason))
+            case wire.ChunkReservationExpired(id=chunk_id):
+                self._expired(chunk_id)
+            case wire.ChunkDropped(id=chunk_id):
+                with self._lock:
+                    self._held.pop(chunk_id, None)
+
+    def _init(self, init: wire.Init) -> None:
+        self._features = frozenset(init.features or ())
+        self._is_reference = init.features is None
+        silence = (init.max_missable_heartbeats + 2) * init.heartbeat_interval_ns / 1e9
+        sock = self._socket
+        if sock is not None:
+            # zero would mean not to wait at all; a week is for ever
+            sock.settimeout(min(max(silence, 1.0), 604_800.0))
+        self.opened.set_result(init)
+
+    def _answered(self, nonce: int) -> Reservation:
+        with self._lock:
+            reservation = self._pending.pop(nonce, None)
+        if reservation is None:
+            raise self._unexpected(f"an answer to the nonce {nonce}, which waits for none")
+        return reservation
+
+    def _reserved(self, nonce: int, chunks: list[tuple[wire.Chunk, wire.Submission]] | None) -> None:
+        reservation = self._answered(nonce)
+        if chunks is None:
+            reservation.arrived.set_exception(IncorrectUsageError("the server refused to reserve chunks: max was 0"))
+            return
+        with self._lock:
+            reservation.ids = [wire.ChunkId(chunk.submission_id, chunk.chunk_index) for chunk, _ in chunks]
+            self._held.update(dict.fromkeys(reservation.ids))
+            if reservation.abandoned:
+                self._give_back(reservation.ids)
+                reservation.arrived.set_result([])
+                return
+        reservation.arrived.set_result(
+            [Arrival(chunk, submission, reservation.fetch(chunk, submission)) for chunk, submission in chunks]
+        )
+
+    def _expired(self, chunk_id: wire.ChunkId) -> None:
+        logger.warning("the reservation of chunk %d of %d expired", chunk_id.chunk_index, chunk_id.submission_id)
+        with self._lock:
+            self._held.pop(chunk_id, None)
+            if self._is_reference:
+                # a reference server counts the expiry when it is told
+                self._send_if_open([wire.FailChunk(chunk_id, "Reservation expired")])
+
+
+def _shut(sock: socket.socket) -> None:
+    """Ends both directions, which wakes the thread that receives."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError as error:
+        logger.debug("the connection had ended already: %s", error)

@@ -1,0 +1,289 @@
+"""The consumer's client below serialization: reserves and fetches chunks, stores and reports results. Runs no callback.
+
+Keeps one connection, made when it is first needed and made again when it is lost, for as long as that takes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from opsqueue.client import convert
+from opsqueue.client.backoff import Backoff
+from opsqueue.client.connection import Arrival, ConnectError, Connection, ConnectionLostError, Reservation
+from opsqueue.client.pool import Pool
+from opsqueue.client.store import Options, Store, StoreError, input_path, open_store, output_path
+from opsqueue.client.urls import ServerAddress, parse_address
+from opsqueue.client.values import Chunk, ChunkIndex, Strategy, SubmissionId
+from opsqueue.exceptions import (
+    ChunkRetrievalError,
+    ChunkStorageError,
+    IncorrectUsageError,
+    InternalConsumerClientError,
+)
+from opsqueue.protocol import consumer as wire
+
+logger = logging.getLogger("opsqueue.consumer")
+
+#: Seconds between two warnings about a server that cannot be reached.
+WARN_EVERY_S = 60.0
+#: Bytes of a failure's text; servers keep no more.
+MAX_FAILURE_BYTES = 64 * 1024
+#: Seconds; a connection that ended sooner is not followed by the next one at once.
+SHORT_LIVED_S = 1.0
+_POOL_SIZE = 8
+
+
+class _Link:
+    """The connection of one client in one process. Holds no client, so that a forgotten client closes it."""
+
+    def __init__(self, address: ServerAddress) -> None:
+        self._address = address
+        self._pid = os.getpid()
+        self._connecting = threading.Lock()
+        self._short_lived = Backoff()
+        self._opened_at = -SHORT_LIVED_S
+        self.current: Connection | None = None
+
+    def of_this_process(self) -> bool:
+        """A forked child has to leave its parent's connection alone."""
+        return self._pid == os.getpid()
+
+    def connect(self) -> Connection:
+        """The open connection, made now if need be: retried for ever. Raises InternalConsumerClientError."""
+        connection = self.current
+        if connection is not None and connection.alive and connection.opened.done():
+            return connection
+        with self._connecting:
+            connection = self.current
+            if connection is None or not connection.alive:
+                self.current = None
+                if time.monotonic() - self._opened_at < SHORT_LIVED_S:
+                    time.sleep(self._short_lived.next())
+                else:
+                    self._short_lived = Backoff()
+                connection = self._connect()
+                self._opened_at = time.monotonic()
+                self.current = connection
+            return connection
+
+    def _connect(self) -> Connection:
+        backoff = Backoff()
+        warned_at: float | None = None
+        while True:
+            connection = Connection(self._address)
+            try:
+                connection.opened.result()
+            except (ConnectError, ConnectionLostError) as error:
+                now = time.monotonic()
+                if warned_at is None or now - warned_at >= WARN_EVERY_S:
+                    warned_at = now
+                    logger.warning(
+                        "cannot connect to %s, trying again until it works: %s", self._address.consumer, error
+                    )
+                time.sleep(backoff.next())
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                if warned_at is not None:
+                    logger.info("connected to %s", self._address.consumer)
+                return connection
+
+    def close(self) -> None:
+        """Closes the connection, in the process that made it."""
+        connection, self.current = self.current, None
+        if connection is not None and self.of_this_process():
+            connection.close()
+
+
+class ConsumerClient:
+    """Reserves chunks and reports what became of them. Thread-safe."""
+
+    def __init__(self, address: str, object_store_url: str, object_store_options: Options = ()) -> None:
+        self._address = parse_address(address)
+        self._store: Store = open_store(object_store_url, object_store_options)
+        self._pool = Pool(_POOL_SIZE, "opsqueue-consumer")
+        self._lock = threading.Lock()
+        self._link = self._new_link()
+
+    def __del__(self) -> None:
+        # absent when construction failed
+        pool = getattr(self, "_pool", None)
+        if pool is not None:
+            pool.close()
+
+    def _new_link(self) -> _Link:
+        link = _Link(self._address)
+        # with the client, or at the interpreter's end: a server counts a connection that just ends as a crash
+        weakref.finalize(self, link.close)
+        return link
+
+    def _own_link(self) -> _Link:
+        with self._lock:
+            if not self._link.of_this_process():
+                self._link = self._new_link()
+            return self._link
+
+    def connect(self) -> Connection:
+        """The open connection, made now if need be: retried for ever. Raises InternalConsumerClientError."""
+        return self._own_link().connect()
+
+    def close(self) -> None:
+        """Closes the connection properly; the next call makes another. What is held goes back to the server."""
+        self._own_link().close()
+
+    def new_reservation(self) -> Reservation:
+        """A request that can be made on a connection; the inputs of its chunks are fetched as they come."""
+        return Reservation(self._fetch)
+
+    def _fetch(self, chunk: wire.Chunk, submission: wire.Submission) -> Future[bytes]:
+        content: Future[bytes] = Future()
+        if chunk.input_content is not None:
+            content.set_result(chunk.input_content)
+        elif submission.prefix is None:
+            content.set_exception(StoreError("the server sent neither its content nor a prefix to find it"))
+        else:
+            path, store = input_path(submission.prefix, chunk.chunk_index), self._store
+            content = self._pool.submit(lambda: store.get(path))
+        return content
+
+    def reserve_chunks(self, max: int = 1, strategy: Strategy | None = None) -> list[Chunk]:
+        """Waits for work; gives 1 to `max` chunks, as many as there are. Raises IncorrectUsageError for `max` < 1.
+
+        A chunk whose input cannot be fetched is failed; ChunkRetrievalError when that leaves none.
+        """
+        strategy = checked_strategy(Strategy.Newest() if strategy is None else strategy)
+        if not isinstance(max, int) or isinstance(max, bool):
+            raise TypeError(f"max must be an int, not {max!r}")
+        if not 1 <= max <= wire.U64_MAX:
+            raise IncorrectUsageError(f"max must be at least 1 and fit into 64 bits, it is {max}")
+        while True:
+            connection = self.connect()
+            reservation = self.new_reservation()
+            try:
+                connection.reserve(reservation, max, strategy.to_protocol())
+                return self._chunks(connection, reservation.arrived.result())
+            except ConnectionLostError as error:
+                logger.warning("%s; reserving again", error)
+            except BaseException:
+                connection.give_back(reservation)
+                raise
+
+    def _chunks(self, connection: Connection, arrivals: list[Arrival]) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        failed: ChunkRetrievalError | None = None
+        for arrival in arrivals:
+            content = fetched(arrival)
+            if isinstance(content, StoreError):
+                failed = ChunkRetrievalError(str(content))
+                failed.__cause__ = content
+                connection.send([wire.FailChunk(arrival.id, failure_text(str(content)))])
+            else:
+                chunks.append(convert.chunk(arrival.chunk, arrival.submission, content))
+        if not chunks and failed is not None:
+            raise failed
+        return chunks
+
+    def store_output(self, prefix: str, index: int, content: bytes) -> StoreError | None:
+        """Stores a result, on the pool; gives the error instead of raising it."""
+        path, store = output_path(prefix, index), self._store
+        return _outcome_error(self._pool.submit(lambda: store.put(path, content)))
+
+    def complete_chunk(
+        self,
+        submission_id: SubmissionId,
+        submission_prefix: str | None,
+        chunk_index: ChunkIndex,
+        output_content: bytes,
+    ) -> None:
+        """Stores the result and reports the chunk as done. Raises ChunkStorageError, InternalConsumerClientError."""
+        chunk_id = _chunk_id(submission_id, chunk_index)
+        content = memoryview(output_content).tobytes()
+        if submission_prefix is None:
+            self._report(wire.CompleteChunk(chunk_id, content))
+            return
+        error = self.store_output(submission_prefix, chunk_id.chunk_index, content)
+        if error is not None:
+            raise ChunkStorageError(
+                f"the result of chunk {chunk_id.chunk_index} of submission {chunk_id.submission_id} "
+                f"could not be stored: {error}"
+            ) from error
+        self._report(wire.CompleteChunk(chunk_id, None))
+
+    def fail_chunk(
+        self, submission_id: SubmissionId, submission_prefix: str | None, chunk_index: ChunkIndex, failure: str
+    ) -> None:
+        """Reports the chunk as failed. Raises InternalConsumerClientError."""
+        if not isinstance(failure, str):
+            raise TypeError(f"failure must be a str, not {failure!r}")
+        self._report(wire.FailChunk(_chunk_id(submission_id, chunk_index), failure_text(failure)))
+
+    def run_per_chunk(self, strategy: Strategy, callback: Callable[[Chunk], bytes], prefetch: int = 0) -> None:
+        """Calls `callback` with one chunk after the other, for ever; see opsqueue.client.loop."""
+        # imported here, since the loop is made of this client
+        from opsqueue.client.loop import ChunkLoop
+
+        ChunkLoop(self, strategy, callback, prefetch).run()
+
+    def _report(self, report: wire.ClientContents) -> None:
+        link = self._own_link()
+        connection = link.current
+        if connection is None:
+            connection = link.connect()
+        try:
+            connection.send([report])
+        except ConnectionLostError as error:
+            link.close()
+            raise InternalConsumerClientError(str(error)) from error
+
+
+def _outcome_error(future: Future[None]) -> StoreError | None:
+    # by value: an exception of the same type that a signal handler raises must pass
+    try:
+        future.result()
+    except StoreError as error:
+        if future.done() and future.exception() is error:
+            return error
+        raise
+    return None
+
+
+def fetched(arrival: Arrival) -> bytes | StoreError:
+    """A chunk's input once it is there, or why it never will be."""
+    try:
+        return arrival.content.result()
+    except StoreError as error:
+        return StoreError(
+            f"the input of chunk {arrival.chunk.chunk_index} of submission {arrival.chunk.submission_id} "
+            f"could not be fetched: {error}"
+        )
+
+
+def checked_strategy(strategy: object) -> Strategy:
+    """`strategy`, if it is one. Raises TypeError."""
+    if not isinstance(strategy, Strategy):
+        raise TypeError(f"strategy must be an instance such as Strategy.Random(), not {strategy!r}")
+    return strategy
+
+
+def failure_text(text: str) -> str:
+    """A text that can be sent: valid Unicode, its middle left out when it is too long."""
+    encoded = text.encode(errors="backslashreplace")
+    if len(encoded) > MAX_FAILURE_BYTES:
+        half = MAX_FAILURE_BYTES // 2 - 10
+        encoded = encoded[:half] + b"\n...\n" + encoded[-half:]
+    return encoded.decode(errors="ignore")
+
+
+def _chunk_id(submission_id: SubmissionId, chunk_index: ChunkIndex) -> wire.ChunkId:
+    if not isinstance(submission_id, SubmissionId):
+        raise TypeError(f"submission_id must be a SubmissionId, not {submission_id!r}")
+    if not isinstance(chunk_index, ChunkIndex):
+        raise TypeError(f"chunk_index must be a ChunkIndex, not {chunk_index!r}")
+    return wire.ChunkId(submission_id.id, chunk_index.id)

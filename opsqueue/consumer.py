@@ -1,0 +1,123 @@
+"""For programs that work on chunks: reserve, run, report.
+
+Serialization, tracing and the loops' forms are here; chunks of bytes are the raw client's, `ConsumerClient.inner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from opentelemetry import baggage, trace
+
+from opsqueue import opsqueue_internal, tracing
+from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat, decode_chunk, encode_chunk
+from opsqueue.opsqueue_internal import Chunk, ChunkIndex, Strategy, SubmissionId
+
+__all__ = ["Chunk", "ConsumerClient", "Strategy", "SubmissionId"]
+
+#: The strategy of a loop that names none.
+DEFAULT_STRATEGY: Strategy = Strategy.Random()
+
+_tracer = trace.get_tracer("opsqueue.consumer")
+
+
+class ConsumerClient:
+    """Works on chunks, one connection for all its threads, made at the first call and again whenever it is lost.
+
+    `opsqueue_url`: `host:port`, `ws://…`, `wss://…`, `http://…` or `https://…`. The object store as in ProducerClient.
+
+    Raises NewObjectStoreClientError for a wrong store, IncorrectUsageError for a wrong server URL. A server that cannot
+    be reached is tried for ever; one that does not speak the protocol raises InternalConsumerClientError.
+    """
+
+    def __init__(
+        self, opsqueue_url: str, object_store_url: str, *, object_store_options: Iterable[tuple[str, str]] = []
+    ) -> None:
+        self.inner = opsqueue_internal.ConsumerClient(opsqueue_url, object_store_url, object_store_options)
+
+    def run_each_op(
+        self,
+        op_callback: Callable[[Any], Any],
+        *,
+        strategy: Strategy = Strategy.Random(),  # noqa: B008  # frozen
+        serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
+        prefetch: int = 0,
+    ) -> None:
+        """Calls `op_callback` with each operation of one chunk after the other, for ever; what it gives is the result.
+
+        An exception from it fails the chunk, and the loop goes on. KeyboardInterrupt ends the loop, which then returns;
+        every other BaseException is raised. Either way the chunk in hand goes back to be worked on by another.
+        `prefetch`: chunks that may be reserved and fetched while the callback runs; 0 is one at a time.
+        """
+        _check_callable(op_callback, "op_callback")
+
+        def run_all(ops: Sequence[Any], _chunk: Chunk) -> list[Any]:
+            return [op_callback(op) for op in ops]
+
+        self.run_each_chunk(run_all, strategy=strategy, serialization_format=serialization_format, prefetch=prefetch)
+
+    def run_each_chunk(
+        self,
+        chunk_callback: Callable[[Sequence[Any], Chunk], Sequence[Any]],
+        *,
+        strategy: Strategy = Strategy.Random(),  # noqa: B008  # frozen
+        serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
+        prefetch: int = 0,
+    ) -> None:
+        """As `run_each_op`, but calls `chunk_callback(operations, chunk)`, which gives all results of the chunk."""
+        _check_callable(chunk_callback, "chunk_callback")
+
+        def run(chunk: Chunk) -> bytes:
+            context = tracing.carrier_to_opentelemetry_tracecontext(chunk.submission_otel_trace_carrier)
+            attributes: dict[str, str | int] = {
+                name: value if isinstance(value, str | int) else str(value)
+                for name, value in baggage.get_all(context).items()
+            }
+            attributes |= {"submission_id": chunk.submission_id.id, "chunk_index": chunk.chunk_index.id}
+            with _tracer.start_as_current_span(
+                "run_chunk", context=context, kind=trace.SpanKind.CONSUMER, attributes=attributes
+            ):
+                ops = decode_chunk(chunk.input_content, serialization_format)
+                return encode_chunk(chunk_callback(ops, chunk), serialization_format)
+
+        self.run_each_chunk_raw(run, strategy=strategy, prefetch=prefetch)
+
+    def run_each_chunk_raw(
+        self,
+        chunk_callback: Callable[[Chunk], bytes],
+        *,
+        strategy: Strategy = Strategy.Random(),  # noqa: B008  # frozen
+        prefetch: int = 0,
+    ) -> None:
+        """As `run_each_chunk`, of bytes: `chunk.input_content` in, any bytes-like object out; opens no span."""
+        _check_callable(chunk_callback, "chunk_callback")
+        self.inner.run_per_chunk(strategy, chunk_callback, prefetch)
+
+    def reserve_chunks(self, max: int = 1, strategy: Strategy = Strategy.Newest()) -> list[Chunk]:  # noqa: B008
+        """Waits until there is work, then gives what there is, 1 to `max` chunks. Raises IncorrectUsageError."""
+        return self.inner.reserve_chunks(max, strategy)
+
+    def complete_chunk(
+        self,
+        submission_id: SubmissionId,
+        submission_prefix: str | None,
+        chunk_index: ChunkIndex,
+        output_content: bytes,
+    ) -> None:
+        """Stores a chunk's result and reports the chunk as done. Raises ChunkStorageError, InternalConsumerClientError.
+
+        Reporting on a chunk that has expired, is done or whose submission has ended does nothing.
+        """
+        self.inner.complete_chunk(submission_id, submission_prefix, chunk_index, output_content)
+
+    def fail_chunk(
+        self, submission_id: SubmissionId, submission_prefix: str | None, chunk_index: ChunkIndex, failure: str
+    ) -> None:
+        """Reports a chunk as failed, with a text for people. Raises InternalConsumerClientError."""
+        self.inner.fail_chunk(submission_id, submission_prefix, chunk_index, failure)
+
+
+def _check_callable(callback: object, name: str) -> None:
+    if not callable(callback):
+        raise TypeError(f"{name} must be callable, {callback!r} is not")

@@ -1,0 +1,279 @@
+"""For programs that insert submissions and read their results: operations in, results out.
+
+Serialization, chunking and tracing are done here; chunks of bytes are the raw client's, `ProducerClient.inner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from opentelemetry import trace
+
+from opsqueue import opsqueue_internal, tracing
+from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat, decode_chunk, encode_chunk
+from opsqueue.exceptions import (
+    SubmissionFailedError,
+    SubmissionNotCancellableError,
+    SubmissionNotFoundError,
+    TooManyMatchingSubmissionsError,
+)
+from opsqueue.opsqueue_internal import (
+    ChunkFailed,
+    SubmissionCompleted,
+    SubmissionFailed,
+    SubmissionId,
+    SubmissionNotCancellable,
+    SubmissionStatus,
+)
+
+__all__ = [
+    "ChunkFailed",
+    "ProducerClient",
+    "SubmissionCompleted",
+    "SubmissionFailed",
+    "SubmissionFailedError",
+    "SubmissionId",
+    "SubmissionNotCancellable",
+    "SubmissionNotCancellableError",
+    "SubmissionNotFoundError",
+    "SubmissionStatus",
+    "TooManyMatchingSubmissionsError",
+]
+
+_tracer = trace.get_tracer("opsqueue.producer")
+
+
+class ChunkSizeIsZeroError(Exception):
+    """chunk_size must be at least 1."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else "chunk_size must be at least 1"
+
+
+class ProducerClient:
+    """Inserts submissions, waits for them and reads their results. Thread-safe; opens no connection when it is made.
+
+    `opsqueue_url`: `host:port`, `http://…` or `https://…`. `object_store_url`: `file:///path`, `memory://`,
+    `s3://bucket/path`, `gs://bucket/path` or `az://container/path`, with `object_store_options` as (name, value) pairs.
+
+    Raises NewObjectStoreClientError for a wrong store, IncorrectUsageError for a wrong server URL. Every method that
+    talks to the server raises InternalProducerClientError when that fails for 5 minutes.
+    """
+
+    def __init__(
+        self, opsqueue_url: str, object_store_url: str, *, object_store_options: Iterable[tuple[str, str]] = []
+    ) -> None:
+        self.inner = opsqueue_internal.ProducerClient(opsqueue_url, object_store_url, object_store_options)
+
+    def server_version(self) -> str:
+        """The server's version, such as `v0.40.1`."""
+        return self.inner.server_version()
+
+    def count_submissions(self) -> int:
+        """How many submissions are in progress."""
+        return self.inner.count_submissions()
+
+    def insert_submission(
+        self,
+        ops: Iterable[Any],
+        *,
+        chunk_size: int,
+        serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
+        metadata: bytes | None = None,
+        strategic_metadata: dict[str, int] | None = None,
+    ) -> SubmissionId:
+        """Stores `ops` in chunks of `chunk_size` and inserts them as one submission.
+
+        `ops` is consumed as it is stored. Raises ChunkSizeIsZeroError before that, ChunksStorageError when a chunk
+        cannot be stored; what `ops` or the serialization raises passes through.
+        """
+        return self.insert_submission_chunks(
+            _packed(ops, chunk_size, serialization_format),
+            metadata=metadata,
+            strategic_metadata=strategic_metadata,
+            chunk_size=chunk_size,
+        )
+
+    def insert_submission_chunks(
+        self,
+        chunk_contents: Iterable[bytes],
+        *,
+        metadata: bytes | None = None,
+        strategic_metadata: dict[str, int] | None = None,
+        chunk_size: int | None = None,
+    ) -> SubmissionId:
+        """As `insert_submission`, of chunks that are encoded already; `chunk_size` is a hint for people and metrics."""
+        return self.inner.insert_submission_chunks(
+            iter(chunk_contents),
+            metadata,
+            strategic_metadata,
+            chunk_size,
+            tracing.current_opentelemetry_tracecontext_to_carrier(),
+        )
+
+    def run_submission(
+        self,
+        ops: Iterable[Any],
+        *,
+        chunk_size: int,
+        serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
+        metadata: bytes | None = None,
+        strategic_metadata: dict[str, int] | None = None,
+    ) -> Iterator[Any]:
+        """Inserts, waits for the end, and gives the results in order, downloaded as they are taken.
+
+        Raises, at the call, as `insert_submission` and `blocking_stream_completed_submission` do.
+        """
+        with _tracer.start_as_current_span("run_submission"):
+            chunks = self.run_submission_chunks(
+                _packed(ops, chunk_size, serialization_format),
+                metadata=metadata,
+                strategic_metadata=strategic_metadata,
+                chunk_size=chunk_size,
+            )
+        return _unpacked(chunks, serialization_format)
+
+    def run_submission_chunks(
+        self,
+        chunk_contents: Iterable[bytes],
+        *,
+        metadata: bytes | None = None,
+        strategic_metadata: dict[str, int] | None = None,
+        chunk_size: int | None = None,
+    ) -> Iterator[bytes]:
+        """As `run_submission`, of chunks that are encoded already."""
+        submission_id = self.insert_submission_chunks(
+            chunk_contents, metadata=metadata, strategic_metadata=strategic_metadata, chunk_size=chunk_size
+        )
+        return self.blocking_stream_completed_submission_chunks(submission_id)
+
+    async def async_run_submission(
+        self,
+        ops: Iterable[Any],
+        *,
+        chunk_size: int,
+        serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
+        metadata: bytes | None = None,
+        strategic_metadata: dict[str, int] | None = None,
+    ) -> AsyncIterator[Any]:
+        """As `run_submission`, without blocking the event loop for the network; `ops` is taken on the loop's thread."""
+        with _tracer.start_as_current_span("run_submission"):
+            chunks = await self.async_run_submission_chunks(
+                _packed(ops, chunk_size, serialization_format),
+                metadata=metadata,
+                strategic_metadata=strategic_metadata,
+                chunk_size=chunk_size,
+            )
+        return _unpacked_async(chunks, serialization_format)
+
+    async def async_run_submission_chunks(
+        self,
+        chunk_contents: Iterable[bytes],
+        *,
+        metadata: bytes | None = None,
+        strategic_metadata: dict[str, int] | None = None,
+        chunk_size: int | None = None,
+    ) -> AsyncIterator[bytes]:
+        """As `async_run_submission`, of chunks that are encoded already."""
+        submission_id = await self.inner.async_insert_submission_chunks(
+            iter(chunk_contents),
+            metadata,
+            strategic_metadata,
+            chunk_size,
+            tracing.current_opentelemetry_tracecontext_to_carrier(),
+        )
+        return await self.async_stream_completed_submission_chunks(submission_id)
+
+    def blocking_stream_completed_submission(
+        self,
+        submission_id: SubmissionId,
+        *,
+        serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
+        timeout: float | None = None,
+    ) -> Iterator[Any]:
+        """Waits for the submission's end, `timeout` seconds at most; then its results in order.
+
+        Raises, at the call, TimeoutError, SubmissionFailedError, SubmissionCancelledError and SubmissionNotFoundError;
+        ChunkRetrievalError at a result that is missing.
+        """
+        chunks = self.blocking_stream_completed_submission_chunks(submission_id, timeout=timeout)
+        return _unpacked(chunks, serialization_format)
+
+    def blocking_stream_completed_submission_chunks(
+        self, submission_id: SubmissionId, *, timeout: float | None = None
+    ) -> Iterator[bytes]:
+        """As `blocking_stream_completed_submission`, of chunks as they are stored."""
+        return self.inner.blocking_stream_completed_submission_chunks(submission_id, timeout)
+
+    async def async_stream_completed_submission_chunks(self, submission_id: SubmissionId) -> AsyncIterator[bytes]:
+        """As `blocking_stream_completed_submission_chunks`, without blocking the event loop."""
+        return await self.inner.async_stream_completed_submission_chunks(submission_id)
+
+    def try_stream_completed_submission(
+        self,
+        submission_id: SubmissionId,
+        *,
+        serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
+    ) -> Iterator[Any]:
+        """The results of a submission that is completed by now.
+
+        Raises SubmissionNotCompletedYetError, also for one that is unknown or cancelled, and SubmissionFailedError.
+        """
+        return _unpacked(self.try_stream_completed_submission_chunks(submission_id), serialization_format)
+
+    def try_stream_completed_submission_chunks(self, submission_id: SubmissionId) -> Iterator[bytes]:
+        """As `try_stream_completed_submission`, of chunks as they are stored."""
+        return self.inner.try_stream_completed_submission_chunks(submission_id)
+
+    def cancel_submission(self, submission_id: SubmissionId) -> None:
+        """Cancels a submission that has not ended.
+
+        Raises SubmissionNotFoundError when it is unknown, SubmissionNotCancellableError when it has ended.
+        """
+        self.inner.cancel_submission(submission_id)
+
+    def get_submission_status(self, submission_id: SubmissionId) -> SubmissionStatus | None:
+        """How far the submission is; None when it is unknown."""
+        return self.inner.get_submission_status(submission_id)
+
+    def lookup_submission_id_by_prefix(self, prefix: str) -> SubmissionId | None:
+        """The newest submission whose chunks are stored under `prefix`; None when there is none."""
+        return self.inner.lookup_submission_id_by_prefix(prefix)
+
+    def lookup_submission_ids_by_strategic_metadata(self, strategic_metadata: dict[str, int]) -> list[SubmissionId]:
+        """The submissions in progress that have all these pairs, ascending; an empty dict gives all.
+
+        Raises TooManyMatchingSubmissionsError when the server does not list as many as match.
+        """
+        return self.inner.lookup_submission_ids_by_strategic_metadata(strategic_metadata)
+
+    def is_completed(self, submission_id: SubmissionId) -> bool:
+        """Whether the submission is completed. Raises SubmissionNotFoundError when it is unknown."""
+        return self.inner.is_completed(submission_id)
+
+
+def _packed(ops: Iterable[Any], chunk_size: int, serialization_format: SerializationFormat) -> Iterator[bytes]:
+    # not a generator itself: a wrong size is reported before the first operation is taken
+    if chunk_size <= 0:
+        raise ChunkSizeIsZeroError(f"chunk_size must be at least 1, it is {chunk_size}")
+    return _chunks(iter(ops), chunk_size, serialization_format)
+
+
+def _chunks(ops: Iterator[Any], chunk_size: int, serialization_format: SerializationFormat) -> Iterator[bytes]:
+    while chunk := tuple(islice(ops, chunk_size)):
+        yield encode_chunk(chunk, serialization_format)
+
+
+def _unpacked(chunks: Iterable[bytes], serialization_format: SerializationFormat) -> Iterator[Any]:
+    for chunk in chunks:
+        yield from decode_chunk(chunk, serialization_format)
+
+
+async def _unpacked_async(
+    chunks: AsyncIterator[bytes], serialization_format: SerializationFormat
+) -> AsyncIterator[Any]:
+    async for chunk in chunks:
+        for result in decode_chunk(chunk, serialization_format):
+            yield result
