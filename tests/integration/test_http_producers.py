@@ -13,6 +13,9 @@ import cbor2
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
+from tests.conftest import ServerFactory
+from tests.support.server import Server
+
 SUBMISSIONS = "/producer/submissions"
 
 
@@ -87,14 +90,14 @@ class Consumer:
 
 
 @pytest.fixture
-def producer(server: Any) -> Iterator[Producer]:
+def producer(server: Server) -> Iterator[Producer]:
     made = Producer(server.port)
     yield made
     made.close()
 
 
 @pytest.fixture
-def consumer(server: Any) -> Iterator[Consumer]:
+def consumer(server: Server) -> Iterator[Consumer]:
     made = Consumer(server.port)
     yield made
     made.close()
@@ -223,3 +226,37 @@ def test_what_happened_shows_in_the_metrics_under_both_names(producer: Producer,
     assert metric("chunks_in_backlog_count") == metric("opsqueue_chunks_reserved") == 0
     assert metric("submissions_complete_duration_seconds_count") == 1
     assert producer.ask("GET", SUBMISSIONS + "/count_completed") == (200, 1)
+
+
+def test_more_matches_than_configured_are_a_400_with_the_bare_maximum(server_factory: ServerFactory) -> None:
+    producer = Producer(server_factory(max_submissions_returned=1).port)
+    path = SUBMISSIONS + "/lookup_ids_by_strategic_metadata"
+    _, only = producer.stored(fresh(), strategic_metadata={"a": 1})
+    assert producer.ask("POST", path, {"a": 1}) == (200, [only])
+    producer.stored(fresh(), strategic_metadata={"a": 1})
+    assert producer.ask("POST", path, {"a": 1}) == (400, 1)
+    assert producer.ask("POST", path, {}) == (400, 1)
+    producer.close()
+
+
+def test_connections_spread_evenly_over_the_front_ends(server_factory: ServerFactory) -> None:
+    server = server_factory(frontends=2)
+    producers = [Producer(server.port) for _ in range(12)]
+    for each in producers:
+        assert each.ask("GET", "/ping") == (200, "pong")
+    text: str = producers[0].ask("GET", "/metrics")[1]
+    open_connections = [
+        int(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith("opsqueue_connections{")
+    ]
+    assert sum(open_connections) == 12
+    assert abs(open_connections[0] - open_connections[1]) <= 2
+    for each in producers:
+        each.close()
+
+
+def test_a_stopped_server_closes_idle_connections_and_goes_within_a_second(server: Server) -> None:
+    idle = Producer(server.port)
+    assert idle.ask("GET", "/version")[0] == 200
+    assert server.stop() < 1
+    with pytest.raises((http.client.HTTPException, ConnectionError)):
+        idle.ask("GET", "/version")

@@ -6,12 +6,15 @@ import http.client
 import json
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cbor2
 import pytest
 from websockets.sync.client import ClientConnection, connect
+
+from tests.support.server import Server
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "http.jsonl"
 #: What the reference's client sent with the captured inserts.
@@ -155,7 +158,7 @@ def shape(value: Any, labels: dict[int, str], ended: bool = False) -> Any:
 
 
 @pytest.fixture
-def replay(server: Any) -> Any:
+def replay(server: Server) -> Iterator[Replay]:
     made = Replay(server.port)
     yield made
     made.close()
