@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Final
 
 from opsqueue.cli import serve
+from opsqueue.protocol.version import own_version
 from opsqueue.server.exit_codes import ExitCode
 from opsqueue.server.settings_sources import OneLineParser, SettingsError
 
@@ -50,23 +50,11 @@ def _run(words: list[str]) -> int:
     serve.add_arguments(parser)
     parser.description = DESCRIPTION
     parser.epilog = COMMANDS + serve.EXAMPLES
-    parser.add_argument("-V", "--version", action=_ShowVersion, help="show the version and exit")
+    version = f"opsqueue {own_version()}"
+    parser.add_argument("-V", "--version", action="version", version=version, help="show the version and exit")
     if words and not words[0].startswith("-"):
         parser.error(f"unknown command {words[0]!r}")
     return serve.run(parser.parse_args(words))
-
-
-class _ShowVersion(argparse.Action):
-    """Looks the version up only when it is asked for."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from opsqueue.protocol.version import own_version
-
-        print(f"opsqueue {own_version()}")
-        parser.exit()
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _serve(loaded: LoadedSettings) -> int:
     # The imports make no garbage worth a look; the supervisor turns collection on again before it forks.
     gc.disable()
+    import opsqueue.server.lean_imports  # noqa: F401  # first, it says why
     from opsqueue.server import logs
 
     logs.configure(loaded.settings.log_level, loaded.settings.log_format)
