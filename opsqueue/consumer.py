@@ -5,7 +5,7 @@ Serialization, tracing and the loops' forms are here; chunks of bytes are the ra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from opentelemetry import baggage, trace
@@ -32,7 +32,7 @@ class ConsumerClient:
     """
 
     def __init__(
-        self, opsqueue_url: str, object_store_url: str, *, object_store_options: Iterable[tuple[str, str]] = []
+        self, opsqueue_url: str, object_store_url: str, *, object_store_options: Sequence[tuple[str, str]] = []
     ) -> None:
         self.inner = opsqueue_internal.ConsumerClient(opsqueue_url, object_store_url, object_store_options)
 

@@ -1,4 +1,4 @@
-"""The client library below serialization: the raw clients and every value. Programs rarely need it; it only re-exports."""
+"""The client library below serialization: the raw clients and every value. Only re-exports; programs rarely need it."""
 
 from opsqueue.client.download import PyChunksIter
 from opsqueue.client.raw_consumer import ConsumerClient

@@ -5,7 +5,7 @@ Serialization, chunking and tracing are done here; chunks of bytes are the raw c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -63,7 +63,7 @@ class ProducerClient:
     """
 
     def __init__(
-        self, opsqueue_url: str, object_store_url: str, *, object_store_options: Iterable[tuple[str, str]] = []
+        self, opsqueue_url: str, object_store_url: str, *, object_store_options: Sequence[tuple[str, str]] = []
     ) -> None:
         self.inner = opsqueue_internal.ProducerClient(opsqueue_url, object_store_url, object_store_options)
 

@@ -32,6 +32,7 @@ from opsqueue.protocol.strategy import Strategy
 from opsqueue.protocol.version import own_version
 
 logger = logging.getLogger("opsqueue.consumer")
+_frames_logger = logging.getLogger("opsqueue.frames")
 
 #: Seconds for each step until the first frame.
 _OPEN_TIMEOUT_S = 10.0
@@ -92,7 +93,7 @@ class Connection:
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._socket: socket.socket | None = None
-        self._protocol = ClientProtocol(parse_uri(address.consumer), max_size=wire.MAX_MESSAGE_BYTES)
+        self._protocol = ClientProtocol(parse_uri(address.consumer), max_size=wire.MAX_MESSAGE_BYTES, logger=_frames_logger)
         # under the lock
         self._error: Exception | None = None
         self._closing = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import urllib.parse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,7 +19,7 @@ from opsqueue.exceptions import NewObjectStoreClientError
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as AnyObstore
 
-Options = Iterable[tuple[str, str]]
+Options = Sequence[tuple[str, str]]
 
 _BUCKET_SCHEMES = ("s3", "gs", "az")
 _KNOWN = "file:///absolute/path, memory://, s3://bucket/path, gs://bucket/path, az://container/path"
