@@ -8,10 +8,12 @@ import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from opsqueue.server import machine, values
 from opsqueue.server.values import Kind
+
+VARIABLE_PREFIX: Final = "OPSQUEUE_"
 
 Seconds = float
 Bytes = int
@@ -269,7 +271,7 @@ class Declared:
 
     @property
     def variable(self) -> str:
-        return "OPSQUEUE_" + self.name.upper()
+        return VARIABLE_PREFIX + self.name.upper()
 
     @property
     def is_switch(self) -> bool:

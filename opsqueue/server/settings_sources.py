@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-from opsqueue.server.settings import Declared, Settings, declarations
+from opsqueue.server.settings import VARIABLE_PREFIX, Declared, Settings, declarations
 from opsqueue.server.values import BadValueError
 
 #: The one setting that can stand in flags and variables only.
@@ -139,10 +139,10 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-def _did_you_mean(name: str, known: Mapping[str, object]) -> str:
+def _did_you_mean(name: str, known: Mapping[str, object], likeness: float = 0.6) -> str:
     import difflib  # only mistakes pay for its import
 
-    close = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+    close = difflib.get_close_matches(name.replace("-", "_"), known, n=1, cutoff=likeness)
     return f", did you mean {close[0]}?" if close else ""
 
 
@@ -152,7 +152,7 @@ def _warnings(given: Mapping[str, object], environment: Mapping[str, str]) -> It
     known = {declared.variable: declared for declared in declarations()} | {CONFIG_VARIABLE: None}
     for name in environment:
         # Clients and build tools have OPSQUEUE_ variables of their own: only what looks like a slip is worth a word.
-        if name.startswith("OPSQUEUE_") and name not in known:
-            guess = _did_you_mean(name, known)
+        if name.startswith(VARIABLE_PREFIX) and name not in known:
+            guess = _did_you_mean(name, known, likeness=0.9)
             if guess:
                 yield f"the environment variable {name} is not a setting of the server{guess}"

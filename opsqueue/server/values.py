@@ -43,9 +43,10 @@ _BYTES: Final[dict[str, int]] = {
     "tib": 2**40,
 }
 
-_DURATION_PART: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-zµ]+)")
-_SIZE: Final = re.compile(r"(\d[\d,_]*(?:\.\d+)?)\s*([A-Za-z]*)")
-_INTEGER: Final = re.compile(r"-?\d[\d,_]*")
+# Digits are bounded: no text, however long, is slow or too large to convert.
+_DURATION_PART: Final = re.compile(r"\s*(\d{1,40}(?:\.\d{1,40})?)\s*([A-Za-zµ]+)")
+_SIZE: Final = re.compile(r"(\d[\d,_]{0,39}(?:\.\d{1,40})?)\s*([A-Za-z]*)")
+_INTEGER: Final = re.compile(r"-?\d[\d,_]{0,39}")
 
 
 class BadValueError(ValueError):
