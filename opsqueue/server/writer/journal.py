@@ -91,8 +91,8 @@ class SqliteJournal:
 
     def close(self) -> None:
         """Finish what the durability setting promises and close the file; another connection may keep its WAL alive."""
-        if not self._options.external_checkpoints:
-            self._checkpoints.shrink()
+        if self._checkpoints.shrink():
+            # The last connection to close may now remove the empty WAL.
             self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         self._connection.close(True)
 
