@@ -14,118 +14,36 @@ import os
 from opsqueue._speedups.bits cimport clock_ns, mixed, must, random_below
 from opsqueue._speedups.board cimport SLOT_COUNTERS, Board
 from opsqueue._speedups.counters cimport (
-    CHUNKS_BACKLOG,
-    CHUNKS_COMPLETED,
-    CHUNKS_CRASHED,
-    CHUNKS_EXPIRED,
-    CHUNKS_FAILED,
-    CHUNKS_RELEASED,
-    CHUNKS_RESERVED,
-    CHUNKS_RETRIED,
-    CHUNKS_SKIPPED,
-    CHUNKS_TOTAL,
-    COMPLETIONS_IGNORED,
-    FAILURES_IGNORED,
-    HISTOGRAM_CHUNK_COMPLETED,
-    HISTOGRAM_CHUNK_FAILURE,
-    HISTOGRAM_SUBMISSION_CANCEL,
-    HISTOGRAM_SUBMISSION_COMPLETE,
-    HISTOGRAM_SUBMISSION_FAIL,
-    MEMORY_PROMISED,
-    OPERATIONS_BACKLOG,
-    SUBMISSIONS_CANCELLED,
-    SUBMISSIONS_COMPLETED,
-    SUBMISSIONS_FAILED,
-    SUBMISSIONS_IN_PROGRESS,
-    observe,
+    CHUNKS_BACKLOG, CHUNKS_COMPLETED, CHUNKS_CRASHED, CHUNKS_EXPIRED, CHUNKS_FAILED, CHUNKS_RELEASED,
+    CHUNKS_RESERVED, CHUNKS_RETRIED, CHUNKS_SKIPPED, CHUNKS_TOTAL, COMPLETIONS_IGNORED, FAILURES_IGNORED,
+    HISTOGRAM_CHUNK_COMPLETED, HISTOGRAM_CHUNK_FAILURE, HISTOGRAM_SUBMISSION_CANCEL, HISTOGRAM_SUBMISSION_COMPLETE,
+    HISTOGRAM_SUBMISSION_FAIL, MEMORY_PROMISED, OPERATIONS_BACKLOG, SUBMISSIONS_CANCELLED, SUBMISSIONS_COMPLETED,
+    SUBMISSIONS_FAILED, SUBMISSIONS_IN_PROGRESS, observe,
 )
 from opsqueue._speedups.dirty cimport dirty_close, dirty_first, dirty_forget, dirty_mark, dirty_open, dirty_take
 from opsqueue._speedups.eventlog cimport (
-    EVENT_COMPLETION,
-    EVENT_CRASH,
-    EVENT_RETRY,
-    Event,
-    event_add,
-    event_read,
-    get_varint,
-    put_varint,
+    EVENT_COMPLETION, EVENT_CRASH, EVENT_RETRY, Event, event_add, event_read, get_varint, put_varint,
 )
 from opsqueue._speedups.ranking cimport (
-    LEAF_NEWEST,
-    LEAF_OLDEST,
-    LEAF_RANDOM,
-    Ranking,
-    ranking_close,
-    ranking_open,
-    ranking_pick,
-    ranking_sync,
+    LEAF_NEWEST, LEAF_OLDEST, LEAF_RANDOM, Ranking, ranking_close, ranking_open, ranking_pick, ranking_sync,
 )
 from opsqueue._speedups.records cimport (
-    CHUNK_IS_DIRECT,
-    DROP_CANCELLED,
-    DROP_COMPLETED,
-    DROP_EXPIRED,
-    DROP_FAILED,
-    FEATURE_CLEAN_CLOSE,
-    FEATURE_DROPPED,
-    DroppedRecord,
-    ReservedChunk,
+    CHUNK_IS_DIRECT, DROP_CANCELLED, DROP_COMPLETED, DROP_EXPIRED, DROP_FAILED, FEATURE_CLEAN_CLOSE,
+    FEATURE_DROPPED, DroppedRecord, ReservedChunk,
 )
 from opsqueue._speedups.reservations cimport (
-    RES_DELAYED,
-    RES_DOOMED,
-    RES_HELD,
-    Reservation,
-    reservation_add,
-    reservation_find,
-    reservation_join,
-    reservation_leave,
-    reservation_remove,
-    reservations_close,
-    reservations_open,
+    RES_DELAYED, RES_DOOMED, RES_HELD, Reservation, reservation_add, reservation_find, reservation_join,
+    reservation_leave, reservation_remove, reservations_close, reservations_open,
 )
 from opsqueue._speedups.slotmap cimport slotmap_add, slotmap_close, slotmap_open, slotmap_remove
 from opsqueue._speedups.submission cimport (
-    BLOCK_CHUNKS,
-    BLOCK_SHIFT,
-    JOB_DROP,
-    JOB_FREE,
-    JOB_NONE,
-    STATE_CANCELLED,
-    STATE_COMPLETED,
-    STATE_FAILED,
-    STATE_IN_PROGRESS,
-    STATE_PAUSED,
-    Attempt,
-    LOAD_BEYOND,
-    LOAD_SIZE,
-    LOAD_TWICE,
-    Block,
-    LoadResult,
-    Submission,
-    attempt_made,
-    attempt_of,
-    available_chunk,
-    block_done,
-    block_length,
-    block_load,
-    block_place,
-    chunk_is_done,
-    finish_chunk,
-    give_chunk_back,
-    submission_free_blocks,
-    submission_open,
-    take_chunk,
+    BLOCK_CHUNKS, BLOCK_SHIFT, JOB_DROP, JOB_FREE, JOB_NONE, STATE_CANCELLED, STATE_COMPLETED, STATE_FAILED,
+    STATE_IN_PROGRESS, STATE_PAUSED, Attempt, LOAD_BEYOND, LOAD_SIZE, LOAD_TWICE, Block, LoadResult, Submission,
+    attempt_made, attempt_of, available_chunk, block_done, block_length, block_load, block_place, chunk_is_done,
+    finish_chunk, give_chunk_back, submission_free_blocks, submission_open, take_chunk,
 )
 from opsqueue._speedups.tree cimport (
-    nodes_close,
-    nodes_open,
-    tree_first,
-    tree_insert,
-    tree_last,
-    tree_pick,
-    tree_remove,
-    tree_weigh,
+    nodes_close, nodes_open, tree_first, tree_insert, tree_last, tree_pick, tree_remove, tree_weigh,
 )
 from opsqueue._speedups.values cimport value_drop, value_take, values_close, values_open
 from opsqueue._speedups.wheel cimport wheel_clear, wheel_close, wheel_hold, wheel_next_ms, wheel_open, wheel_pop, wheel_set
@@ -430,30 +348,9 @@ cdef class Engine:
         """Chunks of it that are done. Raises KeyError if the engine does not hold it."""
         return self.known(submission).chunks_done
 
-    def chunks_available(self, uint64_t submission) -> int:
-        """Chunks of it that could be reserved now. Raises KeyError if the engine does not hold it."""
-        return self.known(submission).indexed
-
     def changed_batch(self, uint64_t submission) -> int:
         """Number of the batch that carries its last change; 0: none since it came. Raises KeyError if not held."""
         return self.known(submission).changed_batch
-
-    def in_flight_of(self, str key not None, int64_t value) -> int:
-        """Held chunks of all submissions whose metadata has this value of `key`."""
-        cdef uint32_t at
-        number = self.key_numbers.get(key)
-        if number is not None:
-            for at in range(1, self.values.capacity):
-                if self.values.at[at].references and self.values.at[at].key == <uint32_t>number:
-                    if self.values.at[at].value == value:
-                        return self.values.at[at].in_flight
-        return 0
-
-    def counter(self, uint32_t index) -> int:
-        """One counter or gauge, by its Counter number."""
-        if index >= SLOT_COUNTERS:
-            raise IndexError(f"counter {index} of {SLOT_COUNTERS}")
-        return self.counters[index]
 
     cdef void finish(self, Submission *s, int state, uint64_t failed_chunk, object failure) noexcept:
         """It has ended: nothing of it is handed out or counted from here on."""

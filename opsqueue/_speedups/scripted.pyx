@@ -1,10 +1,11 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 """The engine's hot methods as Python methods, for tests and measurements. The server does not use it."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
-from opsqueue._speedups.bits cimport must
+from opsqueue._speedups.bits cimport clock_ns, must
+from opsqueue._speedups.board cimport SLOT_COUNTERS
 from opsqueue._speedups.engine cimport COUNTED, Engine
 from opsqueue._speedups.records cimport ReservedChunk
 
@@ -92,3 +93,47 @@ cdef class ScriptedEngine(Engine):
                   self.notices[at].reason) for at in range(self.notice_count)]
         self.notice_count = 0
         return taken
+
+    def chunks_available(self, uint64_t submission) -> int:
+        """Chunks of it that could be reserved now. Raises KeyError if the engine does not hold it."""
+        return self.known(submission).indexed
+
+    def in_flight_of(self, str key not None, int64_t value) -> int:
+        """Held chunks of all submissions whose metadata has this value of `key`."""
+        cdef uint32_t at
+        number = self.key_numbers.get(key)
+        if number is not None:
+            for at in range(1, self.values.capacity):
+                if self.values.at[at].references and self.values.at[at].key == <uint32_t>number:
+                    if self.values.at[at].value == value:
+                        return self.values.at[at].in_flight
+        return 0
+
+    def counter(self, uint32_t index) -> int:
+        """One counter or gauge, by its Counter number."""
+        if index >= SLOT_COUNTERS:
+            raise IndexError(f"counter {index} of {SLOT_COUNTERS}")
+        return self.counters[index]
+
+    def time_lifecycles(self, uint64_t holder, bytes strategy not None, uint32_t count, uint32_t per_request) -> tuple:
+        """Reserve and complete `count` chunks, `per_request` at a time: (ns in reserve, ns in complete, chunks)."""
+        cdef int handle = self.strategy(<const uint8_t *><const char *>strategy, <uint32_t>len(strategy))
+        cdef ReservedChunk *out
+        cdef uint64_t begun, reserving = 0, completing = 0
+        cdef uint32_t got, at, done = 0
+        if handle < 0:
+            raise ValueError(self.refusal)
+        out = <ReservedChunk *>must(malloc((<size_t>per_request + 1) * sizeof(ReservedChunk)))
+        while done < count:
+            begun = clock_ns()
+            got = self.reserve(holder, handle, per_request, out)
+            reserving += clock_ns() - begun
+            if got == 0:
+                break
+            begun = clock_ns()
+            for at in range(got):
+                self.complete(holder, out[at].submission, out[at].chunk)
+            completing += clock_ns() - begun
+            done += got
+        free(out)
+        return reserving, completing, done

@@ -1,7 +1,7 @@
 """What the engine promises, written slowly and obviously: sets, sorted lists, nothing kept that can be computed.
 
-Times are milliseconds. The model decides everything that the engine must decide one way; where the engine may choose (Random,
-timers of the same moment) it says whether a choice was allowed. It also plays the file: what a restart finds.
+Times are milliseconds. The model decides everything that the engine must decide one way; where the engine may choose
+(Random, timers of the same moment) it says whether a choice was allowed. It also plays the file: what a restart finds.
 """
 
 from __future__ import annotations
@@ -165,7 +165,9 @@ class EngineModel:
         s.cancelling = False
         for index, reservation in s.taken.items():
             if reservation.taken is Taken.HELD:
-                self._notice(reservation.holder, s, index, Reason.CANCELLED if state == State.CANCELLED else Reason.FAILED)
+                self._notice(
+                    reservation.holder, s, index, Reason.CANCELLED if state == State.CANCELLED else Reason.FAILED
+                )
         s.taken.clear()
         if state != State.CANCELLED:
             s.changed_batch = self.batch
@@ -219,8 +221,10 @@ class EngineModel:
         ]
         for _, s, chunk in held:
             del s.taken[chunk]
-        working, s, chunk = max(held, key=lambda item: item[0], default=(0, None, 0))
-        if not (lost and features & CLEAN_CLOSE and working and s is not None):
+        if not held or not lost or not features & CLEAN_CLOSE:
+            return
+        working, s, chunk = max(held, key=lambda item: item[0])
+        if not working:
             return
         s.crashes[chunk] += 1
         self._event(EventKind.CRASH, s, chunk)
@@ -303,7 +307,7 @@ class EngineModel:
     # --- time ---
 
     def advance(self, now: int, expired: Iterable[tuple[int, int]], failed: Iterable[tuple[int, int | None]]) -> None:
-        """Fire what is due, tick by tick; among timers of one tick the engine's order (what it expired, what failed) counts."""
+        """Fire what is due, tick by tick; within one the engine's order (what it expired, what failed) counts."""
         self.now = now
         expired, failed = set(expired), set(failed)
         due = [
@@ -371,7 +375,9 @@ class FileModel:
             old.submission, state, old.chunks_total, old.chunk_size, old.direct, old.strategic_metadata
         )
 
-    def commit(self, batch: int, events: bytes, blocks: Iterable[tuple[int, int, bytes, bytes]], through: int | None) -> None:
+    def commit(
+        self, batch: int, events: bytes, blocks: Iterable[tuple[int, int, bytes, bytes]], through: int | None
+    ) -> None:
         if events:
             self.log[batch] = events
         for row in blocks:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter as Multiset
+from collections.abc import Sequence
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -32,18 +35,28 @@ STRATEGIES: list[Strategy] = [
     PreferDistinct("a", PreferDistinct("b", Random())),
     PreferDistinct("c", PreferDistinct("b", PreferDistinct("a", Oldest()))),
 ]
+TOTAL_CHOICES = [1, 1, 2, 3, 5, 8, 64, 65, 4095, 4096, 4097, 8193]
+METADATA_CHOICES: list[dict[str, int]] = [
+    {},
+    {"a": 0},
+    {"a": 1, "b": -1},
+    {"a": 1, "b": 1},
+    {"b": 0},
+    {"a": 0, "b": 1, "c": 1},
+]
+PICKS = range(2**16)
 METADATA = st.dictionaries(st.sampled_from("abc"), st.sampled_from([-1, 0, 1]), max_size=3)
-TOTALS = st.sampled_from([1, 1, 2, 3, 5, 8, 64, 65, 4095, 4096, 4097, 8193])
+TOTALS = st.sampled_from(TOTAL_CHOICES)
 PICK = st.integers(0, 2**16)
 
 
 class EngineMachine(RuleBasedStateMachine):
-    def __init__(self) -> None:
+    def __init__(self, max_crashes: int = 2) -> None:
         super().__init__()
         self.limits = {
             "reservation_ms": RESERVATION_MS,
             "max_retries": 3,
-            "max_crashes": 2,
+            "max_crashes": max_crashes,
             "grace_ms": GRACE_MS,
         }
         self.engine = ScriptedEngine(seed=1, **self.limits)
@@ -59,6 +72,11 @@ class EngineMachine(RuleBasedStateMachine):
         self.pending_ended: list[tuple[int, int, int, int | None, str | None]] = []
         self.fold_through: int | None = None
         self.completed = self.retried = self.expired = 0
+
+        for frontend in range(3):
+            self.open(frontend, CLEAN_CLOSE | DROPPED if frontend else 0)
+        self.insert(5, {"a": 0}, 2, False, 1)
+        self.insert(4099, {"a": 1, "b": 0}, 3, True, 1)
 
     # --- what a rule is about ---
 
@@ -112,7 +130,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(pick=PICK)
     def begin_cancel(self, pick: int) -> None:
         s = self.any_submission(pick)
-        if s is not None:
+        if s is not None and pick % 3 == 0:
             begun = self.model.begin_cancel(s.id)
             assert self.engine.begin_cancel(s.id) == begun
             if begun:
@@ -137,7 +155,11 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(frontend=st.integers(0, 2), features=st.sampled_from([0, CLEAN_CLOSE, DROPPED, CLEAN_CLOSE | DROPPED]))
     def open(self, frontend: int, features: int) -> None:
         self.opened += 1
-        slot = next(slot for slot in range(100) if not any((h >> 56, h & 0xFFFF) == (frontend, slot) for h in self.model.holders))
+        slot = next(
+            slot
+            for slot in range(100)
+            if not any((h >> 56, h & 0xFFFF) == (frontend, slot) for h in self.model.holders)
+        )
         holder = frontend << 56 | self.opened << 32 | slot
         self.model.open(holder, features)
         self.engine.open_connection(holder, features)
@@ -159,7 +181,9 @@ class EngineMachine(RuleBasedStateMachine):
     def reserve(self, pick: int, strategy: Strategy, maximum: int) -> None:
         holder = self.any_holder(pick)
         if holder is None:
-            return
+            self.open(pick % 3, CLEAN_CLOSE)
+            holder = self.any_holder(0)
+            assert holder is not None
         expected = min(maximum, self.model.available)
         got = self.engine.reserve_chunks(holder, canonical(strategy), maximum)
         assert len(got) == expected
@@ -197,7 +221,7 @@ class EngineMachine(RuleBasedStateMachine):
     def complete_most(self, pick: int, spare: set[int]) -> None:
         """Whole blocks at once."""
         s = self.any_submission(pick)
-        if s is None:
+        if s is None or pick % 3:
             return
         spared = {chunk % s.total for chunk in spare}
         for chunk in range(s.total):
@@ -291,9 +315,11 @@ class EngineMachine(RuleBasedStateMachine):
         self.pending_events = b""
         self.pending_ended = []
 
-    @rule(fold=st.booleans())
-    def restart(self, fold: bool) -> None:
+    @rule(fold=st.booleans(), pick=PICK)
+    def restart(self, fold: bool, pick: int) -> None:
         """A new engine from what the file has, after a commit; in the middle of a fold if there is one."""
+        if pick % 5:
+            return
         self.commit(1, fold, 2)
         submissions, blocks, rows = self.file.loaded()
         engine = ScriptedEngine(seed=2, **self.limits)
@@ -310,6 +336,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.cancels.clear()
         self.fold_through = None
         self.completed = self.retried = self.expired = 0
+        self.open(pick % 3, CLEAN_CLOSE | DROPPED)
+        self.open(0, 0)
 
     # --- agreement ---
 
@@ -371,6 +399,63 @@ class EngineMachine(RuleBasedStateMachine):
         assert self.engine.fold_remaining() == 0
         self.engine.work(BUDGET_NS)
         assert self.engine.submission_count == len(self.model.unfinished)
+
+
+WALK: list[tuple[int, str, dict[str, Sequence[object]]]] = [
+    # weight, rule, the range that each argument is drawn from
+    (
+        6,
+        "insert",
+        {
+            "total": TOTAL_CHOICES,
+            "metadata": METADATA_CHOICES,
+            "chunk_size": (1, 7),
+            "direct": (False, True),
+            "paused": range(6),
+        },
+    ),
+    (1, "pause", {"pick": PICKS, "paused": (False, True)}),
+    (5, "begin_cancel", {"pick": PICKS}),
+    (2, "end_cancel", {"pick": PICKS, "succeeds": (False, True)}),
+    (3, "open", {"frontend": range(3), "features": (0, CLEAN_CLOSE, DROPPED, CLEAN_CLOSE | DROPPED)}),
+    (3, "close", {"pick": PICKS, "lost": (False, True, True)}),
+    (1, "frontend_dies", {"frontend": range(3)}),
+    (30, "reserve", {"pick": PICKS, "strategy": STRATEGIES, "maximum": range(1, 9)}),
+    (20, "complete", {"pick": PICKS, "from_holder": (True, True, True, False)}),
+    (2, "complete_late", {"pick": PICKS, "sender": range(6), "chunk": range(9000)}),
+    (1, "complete_doomed", {"pick": PICKS}),
+    (2, "complete_most", {"pick": PICKS, "spare": [set(), {1}, {5, 4098}]}),
+    (
+        8,
+        "fail",
+        {
+            "pick": PICKS,
+            "from_holder": range(4),
+            "text": ("boom", "bang", "Reservation expired", "Requester disappeared"),
+        },
+    ),
+    (1, "fail_submission", {"pick": PICKS, "from_holder": (False, True)}),
+    (3, "release", {"pick": PICKS, "from_holder": (True, False)}),
+    (2, "extend", {"pick": PICKS, "from_holder": (True, False)}),
+    (2, "retry_later", {"pick": PICKS, "from_holder": (True, False), "delay": (0, 1, 150, 5000, 10**7)}),
+    (10, "working_on", {"pick": PICKS, "from_holder": (True, True, False)}),
+    (8, "advance", {"step": (0, 1, 3, 10, 50, 50, 150, 201, 401)}),
+    (4, "commit", {"fails": range(4), "fold": (False, False, True), "blocks": range(1, 5)}),
+    (2, "restart", {"fold": (False, True), "pick": range(10)}),
+]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_long_random_walks_find_the_engine_and_its_model_agreeing(seed: int) -> None:
+    """Hypothesis tells short stories; these are long, and busy enough to reach every end of a submission."""
+    chance = random.Random(seed)
+    machine = EngineMachine(max_crashes=seed % 3)
+    for _ in range(400):
+        _, name, arguments = chance.choices(WALK, [entry[0] for entry in WALK])[0]
+        if name != "end_cancel" or machine.cancels:
+            getattr(machine, name)(**{key: chance.choice(choices) for key, choices in arguments.items()})
+            machine.they_agree()
+    machine.teardown()
 
 
 TestEngineAgreesWithItsModel = EngineMachine.TestCase
