@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from opentelemetry import baggage, trace
+from opentelemetry import context as otel_context
 
 from opsqueue import opsqueue_internal, tracing
 from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat, decode_chunk, encode_chunk
@@ -75,11 +76,14 @@ class ConsumerClient:
                 for name, value in baggage.get_all(context).items()
             }
             attributes |= {"submission_id": chunk.submission_id.id, "chunk_index": chunk.chunk_index.id}
-            with _tracer.start_as_current_span(
-                "run_chunk", context=context, kind=trace.SpanKind.CONSUMER, attributes=attributes
-            ):
-                ops = decode_chunk(chunk.input_content, serialization_format)
-                return encode_chunk(chunk_callback(ops, chunk), serialization_format)
+            # attached, so that the callback sees the submission's baggage too
+            token = otel_context.attach(context)
+            try:
+                with _tracer.start_as_current_span("run_chunk", kind=trace.SpanKind.CONSUMER, attributes=attributes):
+                    ops = decode_chunk(chunk.input_content, serialization_format)
+                    return encode_chunk(chunk_callback(ops, chunk), serialization_format)
+            finally:
+                otel_context.detach(token)
 
         self.run_each_chunk_raw(run, strategy=strategy, prefetch=prefetch)
 

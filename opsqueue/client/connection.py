@@ -93,7 +93,9 @@ class Connection:
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._socket: socket.socket | None = None
-        self._protocol = ClientProtocol(parse_uri(address.consumer), max_size=wire.MAX_MESSAGE_BYTES, logger=_frames_logger)
+        self._protocol = ClientProtocol(
+            parse_uri(address.consumer), max_size=wire.MAX_MESSAGE_BYTES, logger=_frames_logger
+        )
         # under the lock
         self._error: Exception | None = None
         self._closing = False
@@ -213,6 +215,8 @@ class Connection:
     def _lost(self, text: str, cause: BaseException | None = None) -> ConnectionLostError:
         error = ConnectionLostError(f"the connection to {self._address.consumer} was lost: {text}")
         error.__cause__ = cause
+        if self.alive and self.opened.done():
+            logger.warning("%s", error)
         self._fail(error)
         return error
 

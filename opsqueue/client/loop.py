@@ -63,8 +63,8 @@ class ChunkLoop:
             for arrival in arrivals:
                 self._process(connection, arrival)
             self._reservations.remove(reservation)
-        except ConnectionLostError as error:
-            logger.warning("%s", error)
+        except ConnectionLostError:
+            # the connection has said so
             self._reservations.clear()
             self._reports = [
                 report for report in [*self._unconfirmed, *self._reports] if isinstance(report, wire.CompleteChunk)

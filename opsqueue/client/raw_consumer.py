@@ -169,8 +169,9 @@ class ConsumerClient:
             try:
                 connection.reserve(reservation, max, strategy.to_protocol())
                 return self._chunks(connection, reservation.arrived.result())
-            except ConnectionLostError as error:
-                logger.warning("%s; reserving again", error)
+            except ConnectionLostError:
+                # the connection has said so; nothing is held, so there is nothing to lose
+                continue
             except BaseException:
                 connection.give_back(reservation)
                 raise

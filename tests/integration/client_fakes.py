@@ -23,6 +23,14 @@ def init(features: tuple[str, ...] | None = wire.FEATURES, heartbeat_s: float = 
 
 
 @dataclass
+class Holder:
+    """What one consumer waits for, as (nonce, max), and what it holds."""
+
+    parked: list[tuple[int, int]] = field(default_factory=list)
+    held: set[tuple[int, int]] = field(default_factory=set)
+
+
+@dataclass
 class FakeServer:
     """Keeps submissions in a dict, hands out their chunks in order, and records everything that it was sent."""
 
@@ -40,7 +48,7 @@ class FakeServer:
     changed: threading.Condition = field(default_factory=threading.Condition)
     submissions: dict[int, dict[str, Any]] = field(default_factory=dict)
     available: list[tuple[int, int]] = field(default_factory=list)
-    sockets: set[web.WebSocketResponse] = field(default_factory=set)
+    sockets: dict[web.WebSocketResponse, Holder] = field(default_factory=dict)
 
     def wait_for(self, reached: Callable[[], bool], timeout: float = 10.0) -> None:
         """Waits until something that was recorded makes `reached` true."""
@@ -136,36 +144,34 @@ class FakeServer:
             await self.talk(socket)
             return socket
         await socket.send_bytes(init(self.features))
-        self.sockets.add(socket)
-        parked: list[tuple[int, int]] = []
-        socket["parked"], socket["held"] = parked, set()
+        holder = self.sockets[socket] = Holder()
         try:
             async for message in socket:
                 if message.type == WSMsgType.BINARY:
-                    await self._received(socket, wire.decode_client(message.data))
+                    await self._received(holder, wire.decode_client(message.data))
         finally:
-            self.sockets.discard(socket)
-            self.available = sorted(socket["held"]) + self.available
+            del self.sockets[socket]
+            self.available = sorted(holder.held) + self.available
             with self.changed:
                 self.closes.append(socket.close_code)
                 self.changed.notify_all()
             await self._hand_out()
         return socket
 
-    async def _received(self, socket: web.WebSocketResponse, message: wire.ClientMessage) -> None:
+    async def _received(self, holder: Holder, message: wire.ClientMessage) -> None:
         contents = message.contents
         if isinstance(contents, wire.WantToReserveChunks):
-            socket["parked"].append((message.nonce, contents.max))
+            holder.parked.append((message.nonce, contents.max))
         elif not isinstance(contents, wire.WorkingOn | wire.ExtendReservation):
-            self._ended(socket, contents)
+            self._ended(holder, contents)
         with self.changed:
             self.messages.append(contents)
             self.changed.notify_all()
         await self._hand_out()
 
-    def _ended(self, socket: web.WebSocketResponse, contents: Any) -> None:
+    def _ended(self, holder: Holder, contents: Any) -> None:
         key = (contents.id.submission_id, contents.id.chunk_index)
-        socket["held"].discard(key)
+        holder.held.discard(key)
         if isinstance(contents, wire.CompleteChunk):
             self.submissions[key[0]]["done"][key[1]] = contents.output_content
         elif isinstance(contents, wire.FailChunk):
@@ -174,11 +180,11 @@ class FakeServer:
             self.available.insert(0, key)
 
     async def _hand_out(self) -> None:
-        for socket in list(self.sockets):
-            while socket["parked"] and self.available:
-                nonce, maximum = socket["parked"].pop(0)
+        for socket, holder in list(self.sockets.items()):
+            while holder.parked and self.available:
+                nonce, maximum = holder.parked.pop(0)
                 taken, self.available = self.available[:maximum], self.available[maximum:]
-                socket["held"].update(taken)
+                holder.held.update(taken)
                 chunks = [self._chunk(*key) for key in taken]
                 await socket.send_bytes(wire.encode_server(wire.ChunksReserved(nonce, chunks)))
 
@@ -230,7 +236,7 @@ def running(server: FakeServer) -> Iterator[Running]:
     async def serve() -> None:
         runner = web.AppRunner(server.application(), handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", server.port, shutdown_timeout=0.1)
+        site = web.TCPSite(runner, "127.0.0.1", server.port)
         await site.start()
         server.port = runner.addresses[0][1]
         ready.set()
