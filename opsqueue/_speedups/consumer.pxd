@@ -6,7 +6,9 @@ per message. What is unusual goes through opsqueue.protocol.consumer. Knows noth
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from opsqueue._speedups.buffers cimport Bytes
 from opsqueue._speedups.consumer_messages cimport Message
+from opsqueue._speedups.descriptions cimport DescriptionCache
 from opsqueue._speedups.records cimport DroppedRecord, RefusedRecord, ReservedChunk, ReservedRecord
 from opsqueue._speedups.ring cimport Endpoint
 
@@ -35,19 +37,6 @@ cdef struct Outstanding:          # a reserve request that is not answered
     uint64_t since_ns             # CLOCK_MONOTONIC
     Strategy *strategy            # NULL: answered
     uint32_t max
-
-
-cdef struct Bytes:                # a growing buffer; memory only while it holds something
-    uint8_t *data
-    size_t start
-    size_t size                   # bytes from `start`
-    size_t capacity
-
-
-cdef class Description:           # of a submission, as it stands in every one of its chunks' replies
-    cdef bytes before
-    cdef bytes after
-    cdef bint used                # since the eviction's hand last passed
 
 
 cdef class ConsumerConnection:
@@ -138,13 +127,11 @@ cdef class ConsumerHub:
     cdef readonly double heartbeat_interval
     cdef readonly uint32_t max_missable
     cdef readonly size_t failure_limit
-    cdef readonly size_t description_limit
     # the front-end
     cdef readonly Endpoint endpoint
     cdef uint64_t *counters
     cdef object board             # keeps the counters mapped
     cdef object loop
-    cdef object describe
     cdef object direct_input
     cdef object decode
     # connections
@@ -166,18 +153,13 @@ cdef class ConsumerHub:
     cdef uint8_t *receive_buffer
     # replies
     cdef Bytes scratch
-    cdef dict descriptions
-    cdef size_t description_bytes
+    cdef DescriptionCache descriptions
 
     cdef void handle(self, uint32_t kind, uint8_t *payload, uint32_t size)
     cdef void flush_out(self)
     cdef void retry_blocked(self)
     cdef void block(self, ConsumerConnection connection)
     cdef bint await_room(self)
-    cdef Description description(self, uint64_t submission)
-    cdef size_t weight(self, Description description)
-    cdef void evict(self)
-    cdef bytes input(self, uint64_t submission, uint64_t chunk)
     cdef ConsumerConnection by_number(self, uint64_t number)
     cdef void free_slot(self, ConsumerConnection connection)
     cdef void append_beat(self, ConsumerConnection connection)

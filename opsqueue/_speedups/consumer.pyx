@@ -3,19 +3,20 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcmp, memcpy, memmove
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcmp, memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport write
 
 from collections import deque
 
 from opsqueue._speedups.board cimport Board
+from opsqueue._speedups.buffers cimport Bytes, append, discard, ensure, take
 from opsqueue._speedups.cbor cimport (
     CBOR_NULL,
     MAJOR_ARRAY,
     MAJOR_BYTES,
-    MAJOR_UNSIGNED,
+    MAJOR_TEXT,
     cut_utf8,
     is_utf8,
     write_head,
@@ -41,6 +42,7 @@ from opsqueue._speedups.counters cimport (
     RESERVATIONS_FAILED,
     observe,
 )
+from opsqueue._speedups.descriptions cimport Description, DescriptionCache
 from opsqueue._speedups.frames cimport (
     CLOSE_NO_CODE,
     CLOSE_NORMAL,
@@ -107,6 +109,7 @@ from opsqueue._speedups.records cimport (
     ReservedRecord,
     ReserveRecord,
 )
+from opsqueue._speedups.replies cimport put, put_chunk_id, put_sync, put_unsigned
 from opsqueue._speedups.ring cimport Endpoint, Ring
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -199,49 +202,6 @@ cdef inline void count(uint64_t *counters, int counter, int64_t amount) noexcept
     counters[counter] += <uint64_t>amount
 
 
-# --- growing buffers ---
-
-
-cdef int ensure(Bytes *buffer, size_t more) except -1:
-    """Room for `more` bytes after the content."""
-    cdef uint8_t *grown
-    cdef size_t capacity
-    if buffer.start and buffer.start + buffer.size + more > buffer.capacity:
-        memmove(buffer.data, buffer.data + buffer.start, buffer.size)
-        buffer.start = 0
-    if buffer.size + more > buffer.capacity - buffer.start:
-        capacity = buffer.capacity * 2 if buffer.capacity else 512
-        while capacity < buffer.size + more:
-            capacity *= 2
-        grown = <uint8_t *>realloc(buffer.data, capacity)
-        if grown == NULL:
-            raise MemoryError(f"no memory for {capacity} bytes of a consumer's connection")
-        buffer.data = grown
-        buffer.capacity = capacity
-    return 0
-
-
-cdef int append(Bytes *buffer, const uint8_t *data, size_t size) except -1:
-    ensure(buffer, size)
-    memcpy(buffer.data + buffer.start + buffer.size, data, size)
-    buffer.size += size
-    return 0
-
-
-cdef void take(Bytes *buffer, size_t size) noexcept nogil:
-    """Remove bytes from the front."""
-    buffer.start += size
-    buffer.size -= size
-    if buffer.size == 0:
-        discard(buffer)
-
-
-cdef void discard(Bytes *buffer) noexcept nogil:
-    free(buffer.data)
-    buffer.data = NULL
-    buffer.start = buffer.size = buffer.capacity = 0
-
-
 cdef void let_go(Strategy *strategy) noexcept nogil:
     if strategy != NULL:
         strategy.references -= 1
@@ -249,39 +209,8 @@ cdef void let_go(Strategy *strategy) noexcept nogil:
             free(strategy)
 
 
-# --- CBOR of the replies ---
-
-
-cdef inline uint8_t *put(uint8_t *to, const char *literal, size_t size) noexcept nogil:
-    memcpy(to, literal, size)
-    return to + size
-
-
-cdef inline uint8_t *put_unsigned(uint8_t *to, uint64_t value) noexcept nogil:
-    return to + write_head(to, MAJOR_UNSIGNED, value)
-
-
-cdef inline uint8_t *put_chunk_id(uint8_t *to, uint64_t submission, uint64_t chunk) noexcept nogil:
-    """The two fields, without the map's head; at most 46 bytes."""
-    to = put_unsigned(put(to, b"\x6dsubmission_id", 14), submission)
-    return put_unsigned(put(to, b"\x6bchunk_index", 12), chunk)
-
-
-cdef inline uint8_t *put_sync(uint8_t *to, uint64_t nonce) noexcept nogil:
-    """Up to the value of `contents`; at most 32 bytes."""
-    to = put_unsigned(put(to, b"\xa1\x64Sync\xa2\x65nonce", 13), nonce)
-    return put(to, b"\x68contents", 9)
-
-
 class BadRecordError(Exception):
     """A record from the writer makes no sense: its ring cannot be trusted any more."""
-
-
-cdef class Description:
-    def __cinit__(self, bytes before not None, bytes after not None):
-        self.before = before
-        self.after = after
-        self.used = True
 
 
 cdef class ConsumerConnection:
@@ -817,9 +746,9 @@ cdef class ConsumerConnection:
         for i in range(record.count):
             chunk = &chunks[i]
             content = None
-            about = hub.description(chunk.submission) if request != NULL else None
+            about = hub.descriptions.get(chunk.submission) if request != NULL else None
             if about is not None and chunk.flags & CHUNK_IS_DIRECT:
-                content = hub.input(chunk.submission, chunk.chunk)
+                content = hub.direct_input(chunk.submission, chunk.chunk)
                 if content is None:
                     about = None
             if about is None:
@@ -898,7 +827,7 @@ cdef class ConsumerConnection:
             self.shut(CLOSE_POLICY, reason, True)
             return
         to = put(put_sync(head, nonce), b"\xa1\x72ReservationRefused\xa1\x66reason", 28)
-        to += write_head(to, 3, PyBytes_GET_SIZE(reason))
+        to += write_head(to, MAJOR_TEXT, PyBytes_GET_SIZE(reason))
         reply = PyBytes_FromStringAndSize(<char *>head, to - head) + reason
         self.send(OP_BINARY, <const uint8_t *>PyBytes_AS_STRING(reply), PyBytes_GET_SIZE(reply))
 
@@ -911,7 +840,7 @@ cdef class ConsumerConnection:
             reason = DROP_TEXTS.get(record.reason, b"failed")
             to = put(reply, b"\xa1\x65Async\xa1\x6cChunkDropped\xa3", 22)
             to = put(put_chunk_id(to, record.submission, record.chunk), b"\x66reason", 7)
-            to += write_head(to, 3, PyBytes_GET_SIZE(reason))
+            to += write_head(to, MAJOR_TEXT, PyBytes_GET_SIZE(reason))
             to = put(to, PyBytes_AS_STRING(reason), PyBytes_GET_SIZE(reason))
         elif record.reason == DROP_EXPIRED:
             to = put(reply, b"\xa1\x65Async\xa1\x77ChunkReservationExpired\xa2", 33)
@@ -1024,13 +953,12 @@ cdef class ConsumerHub:
         self.board = board
         self.counters = board.counters(slot)
         self.loop = loop
-        self.describe = describe
+        self.descriptions = DescriptionCache(describe, description_limit)
         self.direct_input = direct_input
         self.decode = decode
         self.heartbeat_interval = heartbeat_interval
         self.max_missable = max_missable
         self.failure_limit = failure_limit
-        self.description_limit = description_limit
         self.slots = []
         self.generations = []
         self.free_slots = []
@@ -1038,7 +966,6 @@ cdef class ConsumerHub:
         self.resumable = []
         self.transports = set()
         self.blocked = deque()
-        self.descriptions = {}
         receive = bytearray(RECEIVE_SIZE)
         self.receive_view = memoryview(receive)
         self.receive_buffer = <uint8_t *><char *>receive
@@ -1095,6 +1022,11 @@ cdef class ConsumerHub:
     def open_transports(self) -> int:
         """Connections, also those that we have shut, whose TCP connection has not ended."""
         return len(self.transports)
+
+    @property
+    def blocked_connections(self) -> int:
+        """Connections that wait for room in the ring."""
+        return len(self.blocked)
 
     def shut_all(self, uint32_t code, bytes reason not None) -> None:
         """Send every consumer a close frame and end its stream."""
@@ -1195,42 +1127,6 @@ cdef class ConsumerHub:
         finally:
             self.retrying = False
 
-    # --- descriptions ---
-
-    cdef Description description(self, uint64_t submission):
-        cdef Description found
-        key = submission
-        found = <Description>self.descriptions.get(key)
-        if found is not None:
-            found.used = True
-            return found
-        pair = self.describe(key)
-        if pair is None:
-            return None
-        found = Description(pair[0], pair[1])
-        self.description_bytes += self.weight(found)
-        self.descriptions[key] = found
-        while self.description_bytes > self.description_limit and len(self.descriptions) > 1:
-            self.evict()
-        return found
-
-    cdef size_t weight(self, Description description):
-        return PyBytes_GET_SIZE(description.before) + PyBytes_GET_SIZE(description.after) + 256
-
-    cdef void evict(self):
-        """The oldest that was not used since the hand last passed it."""
-        cdef Description oldest
-        key = next(iter(self.descriptions))
-        oldest = <Description>self.descriptions.pop(key)
-        if oldest.used:
-            oldest.used = False
-            self.descriptions[key] = oldest
-        else:
-            self.description_bytes -= self.weight(oldest)
-
-    cdef bytes input(self, uint64_t submission, uint64_t chunk):
-        return self.direct_input(submission, chunk)
-
     # --- heartbeats ---
 
     cdef void append_beat(self, ConsumerConnection connection):
@@ -1287,3 +1183,4 @@ cdef class ConsumerHub:
         """One record from the writer, and the writes that follow from it."""
         self.handle(kind, <uint8_t *>PyBytes_AS_STRING(payload), <uint32_t>len(payload))
         self.flush_out()
+        self.endpoint.flush()

@@ -98,12 +98,13 @@ cdef class FrontendPump:
         cdef uint32_t taken = 0
         cdef uint8_t *payload
         cdef int got = 0
-        if endpoint.poll_epochs() & PEER_RESTARTED:
+        if endpoint.poll_epochs() & PEER_RESTARTED and self.was_connected:
             self.large.clear()
             self.large_bytes = 0
             self.large_stream = 0
             self.hub.writer_gone()
             self.on_writer_restart()
+        self.was_connected = endpoint.connected
         while taken < RECORDS_A_TURN:
             got = endpoint.receive(&kind, &payload, &size)
             if got <= 0:

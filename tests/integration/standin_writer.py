@@ -1,8 +1,9 @@
-"""A stand-in for the writer: reads what a front-end sends, answers when a test says so. And a front-end around consumers."""
+"""A stand-in for the writer, which answers when a test says so, and a front-end of consumers only around it."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -44,7 +45,7 @@ class Record:
 
 def parse_record(kind: int, payload: bytes) -> Record:
     """As docs/records.md has it."""
-    if kind == OPEN or kind == CLOSE:
+    if kind in (OPEN, CLOSE):
         connection, argument, _ = struct.unpack("<QII", payload)
         return Record(kind, connection, argument=argument)
     if kind == RESERVE:
@@ -89,8 +90,6 @@ class StandinWriter:
         self._loop.call_soon(self.turn)
 
     def _wake(self) -> None:
-        import os
-
         os.eventfd_read(self._channel.writer_wake)
         self.turn()
 
