@@ -287,10 +287,6 @@ class Supervisor:
     def _announce(self) -> None:
         self._phase = Phase.SERVING
         port = self._context.listener.getsockname()[1]
-        error = self._report.send(port)
-        if error is not None:
-            log.warning("nobody takes the report of the port", reason=error.strerror)
-        self._notifier.ready(port)
         log.info(
             "opsqueue serves",
             url=listening.url(self._context.listener),
@@ -298,6 +294,10 @@ class Supervisor:
             frontends=self._settings.frontends,
             seconds=round(time.monotonic() - self._begun, 3),
         )
+        error = self._report.send(port)
+        if error is not None:
+            log.warning("nobody takes the report of the port", reason=error.strerror)
+        self._notifier.ready(port)
 
     def _look_after(self, now: float) -> None:
         """Fork what is due, find what hangs, and tell systemd that we live."""
