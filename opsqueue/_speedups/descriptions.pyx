@@ -12,7 +12,6 @@ cdef class Description:
     def __cinit__(self, bytes before not None, bytes after not None):
         self.before = before
         self.after = after
-        self.used = True
 
 
 cdef inline size_t weight(Description description):
@@ -42,7 +41,8 @@ cdef class DescriptionCache:
             self.entries[key] = found
             while self.size > self.limit and len(self.entries) > 1:
                 self.evict()
-        found.used = True
+        else:
+            found.used = True
         self.last = found
         self.last_submission = submission
         return found

@@ -56,13 +56,11 @@ cdef class FrontendPump:
         self.turn()
 
     def stop(self) -> None:
-        """Take nothing more; whoever waits for room is told so by a cancelled future."""
+        """Take nothing more and send nothing more; whoever waits for room waits on, its caller has a limit of its own."""
         if self.running:
             self.running = False
             self.loop.remove_reader(self.endpoint.own_wake)
             self.endpoint.incoming.wake()
-        for future in self.waiting:
-            future.cancel()
         self.waiting = []
 
     # --- the other side has something for us, or has made room ---
@@ -212,7 +210,6 @@ cdef class FrontendPump:
         """A future that is done when a request that found no room may find some."""
         future = self.loop.create_future()
         if not self.running:
-            future.cancel()
             return future
         self.waiting.append(future)
         if self.endpoint.connected and self.endpoint.outgoing.wait_for_room(<uint32_t>self.wanted):

@@ -8,7 +8,7 @@ import struct
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
@@ -171,13 +171,13 @@ class Rig:
     port: int
     channel: Channel
     board: Board
-    writer: StandinWriter
     consumers: Consumers
     submissions: dict[int, Submission]
     inputs: dict[tuple[int, int], bytes]
     replies: list[tuple[int, bytes]]
     restarts: list[None]
     broken: list[str]
+    writer: StandinWriter = field(init=False)
 
     @property
     def url(self) -> str:
@@ -195,9 +195,14 @@ class Rig:
 
 @asynccontextmanager
 async def rig(
-    *, heartbeat_interval: float = 10.0, max_missable: int = 3, capacity: int = 1 << 20, failure: int = 64 * 1024
+    *,
+    heartbeat_interval: float = 10.0,
+    max_missable: int = 3,
+    capacity: int = 1 << 20,
+    failure: int = 64 * 1024,
+    begin_writer: bool = True,
 ) -> AsyncIterator[Rig]:
-    """Serve consumers on a free port."""
+    """Serve consumers on a free port; with `begin_writer` False the test makes the writer when it wants one."""
     loop = asyncio.get_running_loop()
     channel = Channel(capacity)
     board = Board(SLOT + 1)
@@ -227,25 +232,26 @@ async def rig(
 
     http = web.Server(handle, access_log=None)
     server = await loop.create_server(http, "127.0.0.1", 0)
-    writer = StandinWriter(channel)
     consumers.start()
+    served = Rig(
+        server.sockets[0].getsockname()[1],
+        channel,
+        board,
+        consumers,
+        submissions,
+        inputs,
+        replies,
+        restarts,
+        broken,
+    )
+    if begin_writer:
+        served.writer = StandinWriter(channel)
     try:
-        yield Rig(
-            server.sockets[0].getsockname()[1],
-            channel,
-            board,
-            writer,
-            consumers,
-            submissions,
-            inputs,
-            replies,
-            restarts,
-            broken,
-        )
+        yield served
     finally:
         server.close()
         await consumers.drain()
         await http.shutdown(1.0)
         consumers.stop()
-        writer.close()
+        served.writer.close()
         channel.close()

@@ -321,8 +321,7 @@ async def test_lost_reservations_are_told_in_the_form_that_the_peer_knows() -> N
                 served.writer.send(DROPPED, dropped(connection, 9, 2**40, reason))
             told = [await hear(websocket) for _ in range(4)]
             assert told == [
-                ChunkDropped(ChunkId(9, 2**40), reason)  # type: ignore[arg-type]
-                for reason in ("cancelled", "failed", "completed", "expired")
+                ChunkDropped(ChunkId(9, 2**40), reason) for reason in ("cancelled", "failed", "completed", "expired")
             ]
 
 
@@ -455,7 +454,7 @@ async def test_a_silent_peer_gets_a_ping_each_tick_and_is_closed_after_the_misse
     async with rig(heartbeat_interval=0.05, max_missable=2) as served:
         reader, writer = await raw(served)
         await next_frame(reader)
-        frames = []
+        frames: list[tuple[int, bool, bytes]] = []
         async with asyncio.timeout(10):
             while not frames or frames[-1][0] != 8:
                 frames.append(await next_frame(reader))
@@ -613,3 +612,84 @@ async def test_who_found_the_ring_full_is_told_when_there_is_room() -> None:
         assert pump.send_request(sent, b"x" * 5000)
         for number in range(sent + 1):
             assert (await served.writer.next(REQUEST)).nonce == number
+
+
+# --- together ---
+
+
+async def test_no_heartbeat_is_missed_while_back_pressure_keeps_us_from_reading() -> None:
+    async with rig(heartbeat_interval=0.02, max_missable=1, capacity=1 << 16) as served:
+        reader, writer = await raw(served)
+        await served.writer.next(OPEN)
+        served.writer.pause()
+        messages = [encode_client(ClientMessage(n, CompleteChunk(ChunkId(9, n), None))) for n in range(3000)]
+        writer.write(b"".join(frame(message) for message in messages))
+        await served.until(lambda: served.consumers.hub.blocked_connections == 1)
+        await next_frame(reader)
+        for _ in range(10):
+            assert await next_frame(reader) == (9, True, HEARTBEAT)
+        served.writer.resume()
+        for chunk in range(3000):
+            assert (await served.writer.next(COMPLETE)).chunk == chunk
+        writer.close()
+
+
+async def test_a_writer_that_is_replaced_amid_a_large_output_gets_later_ones_whole() -> None:
+    async with rig(capacity=1 << 16) as served:
+        async with consumer(served) as websocket:
+            await opened(served, websocket)
+            served.writer.pause()
+            sending = asyncio.ensure_future(say(websocket, 1, CompleteChunk(ChunkId(9, 1), b"x" * 1_000_000)))
+            await served.until(lambda: served.consumers.hub.blocked_connections == 1)
+            assert served.consumers.pump.send_request(1, b"q" * 1_000_000)
+            served.writer.close()
+            served.writer = StandinWriter(served.channel)
+            assert (await ended(websocket))[0] == 1012
+            with contextlib.suppress(ConnectionClosed):  # it may have been on its way when the connection ended
+                await sending
+        async with consumer(served) as websocket:
+            await opened(served, websocket)
+            await say(websocket, 2, CompleteChunk(ChunkId(9, 2), b"y" * 1_000_000))
+            assert (await served.writer.next(COMPLETE)).tail == b"y" * 1_000_000
+            assert served.consumers.pump.send_request(2, b"r" * 1_000_000)
+            assert (await served.writer.next(REQUEST)).tail == b"r" * 1_000_000
+        assert served.broken == []
+        assert len(served.restarts) == 1
+
+
+async def test_consumers_that_come_before_the_writer_is_up_wait_for_it() -> None:
+    async with rig(begin_writer=False) as served, consumer(served) as websocket:
+        assert isinstance(await hear(websocket), Init)
+        await say(websocket, 1, WantToReserveChunks(1, Oldest()))
+        assert not served.consumers.pump.send_request(1, b"ping")
+        room = served.consumers.pump.room()
+        served.writer = StandinWriter(served.channel)
+        connection = (await served.writer.next(OPEN)).connection
+        assert (await served.writer.next(RESERVE)).connection == connection
+        async with asyncio.timeout(10):
+            await room
+        assert served.restarts == []
+
+
+async def test_hundreds_of_consumers_are_served_side_by_side() -> None:
+    async with rig(heartbeat_interval=0.2, max_missable=1) as served, contextlib.AsyncExitStack() as stack:
+        served.submissions[9] = a_submission(9)
+        websockets = [await stack.enter_async_context(consumer(served)) for _ in range(200)]
+        assert served.count(Counter.CONSUMERS_CONNECTED) == 200
+        for nonce in range(3):
+            for websocket in websockets:
+                await say(websocket, nonce, WantToReserveChunks(1, Oldest()))
+            asked = 0
+            while asked < len(websockets):
+                record = await served.writer.next()
+                if record.kind == RESERVE:
+                    asked += 1
+                    served.writer.send(RESERVED, reserved(record.connection, record.nonce, (9, asked, 0, 0, 0)))
+            got = set()
+            for websocket in websockets:
+                reply = await hear(websocket)
+                if isinstance(reply, Init):
+                    reply = await hear(websocket)
+                assert reply.nonce == nonce
+                got.add(reply.chunks[0][0].chunk_index)
+            assert got == set(range(1, 201))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from opsqueue._speedups.consumer import (
 )
 from opsqueue._speedups.counters import Counter
 from opsqueue.protocol import strategy as strategies
-from opsqueue.protocol.consumer import ClientMessage, decode_client, decode_server
+from opsqueue.protocol.consumer import ClientMessage, Submission, decode_client, decode_server
 from opsqueue.server.frontend.consumers import decode
 from tests.integration.standin_writer import CHUNK_HAS_OUTPUT, CLOSE, Record, a_submission, description_of, reserved
 from tests.unit.consumer_feed import Feed, frame, server_frames
@@ -101,7 +101,7 @@ def test_a_captured_reply_is_built_byte_for_byte_but_for_byte_strings(feed: Feed
             continue
         message: Any = decode_server(bytes.fromhex(vector["hex"]))
         submissions = {submission.id: submission for _, submission in message.chunks}
-        hub_feed = Feed(describe=lambda number, known=submissions: description_of(known[number]))
+        hub_feed = Feed(describe=describing(submissions))
         ask(hub_feed, message.nonce)
         chunks = [
             (chunk.submission_id, chunk.chunk_index, submission.chunks_done, chunk.retries, 0)
@@ -112,6 +112,10 @@ def test_a_captured_reply_is_built_byte_for_byte_but_for_byte_strings(feed: Feed
         assert written.payload == with_byte_strings(bytes.fromhex(vector["hex"]))
         assert decode_server(written.payload) == message
         hub_feed.close()
+
+
+def describing(known: dict[int, Submission]) -> Callable[[int], tuple[bytes, bytes]]:
+    return lambda number: description_of(known[number])
 
 
 def with_byte_strings(data: bytes) -> bytes:
@@ -335,8 +339,8 @@ def test_a_strategy_that_cannot_be_served_is_refused_or_closes_with_1008(strateg
 
 @pytest.mark.parametrize("name", ["WorkingOn", "ReleaseChunk", "ExtendReservation", "RetryLater", "FailSubmission"])
 def test_a_message_of_a_feature_that_was_not_agreed_closes_with_1008(name: str) -> None:
-    body: dict[str, Any] = {"id": {"submission_id": 1, "chunk_index": 2}}
-    body |= {"RetryLater": {"delay_ms": 5}, "FailSubmission": {"reason": "no"}}.get(name, {})
+    more: dict[str, dict[str, Any]] = {"RetryLater": {"delay_ms": 5}, "FailSubmission": {"reason": "no"}}
+    body = {"id": {"submission_id": 1, "chunk_index": 2}, **more.get(name, {})}
     feed = Feed(features=0)
     feed.receive(frame(cbor2.dumps({"nonce": 1, "contents": {name: body}})))
     (closing,) = feed.frames()
