@@ -9,4 +9,4 @@ client = ProducerClient(sys.argv[1], sys.argv[2])
 try:
     print("results", list(client.run_submission([1, 2, -3, 4], chunk_size=1)))
 except SubmissionFailedError as error:
-    print("failed:", error.failure.failure.strip().splitlines()[-1])
+    print("failed:", error.failure.strip().splitlines()[-1])
