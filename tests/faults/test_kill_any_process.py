@@ -57,10 +57,12 @@ class Watcher:
             headers={"Content-Type": "application/json"},
         )
         # While the server is being killed it may refuse; then those known already are looked at.
-        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
-            with urllib.request.urlopen(request, timeout=5) as answer:
-                for submission in json.load(answer):
-                    self._done.setdefault(submission, 0)
+        with (
+            contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError),
+            urllib.request.urlopen(request, timeout=5) as answer,
+        ):
+            for submission in json.load(answer):
+                self._done.setdefault(submission, 0)
         return set(self._done)
 
     def _check(self, submission: int, status: object) -> None:
