@@ -36,6 +36,13 @@ def set_process_name(name: str) -> None:
     _libc.prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
+def end_with_parent(parent: int) -> None:
+    """In a new child of the process `parent`: be killed when it ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before it could take us along
+        os._exit(EXIT_UNHANDLED)
+
+
 class Signals:
     """Stop signals as bytes on a socket that can be polled. One at a time in a process."""
 
@@ -150,9 +157,7 @@ def _run_child(
 ) -> NoReturn:
     code = EXIT_UNHANDLED
     try:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != supervisor:  # it died before it could take us along
-            os._exit(EXIT_UNHANDLED)
+        end_with_parent(supervisor)
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
