@@ -117,6 +117,11 @@ class Connection:
         """Whether the connection is of use, as far as is known."""
         return self._error is None and not self._closing
 
+    @property
+    def lost(self) -> bool:
+        """Whether it ended without being closed here."""
+        return self._error is not None and not self._closing
+
     def send(self, messages: Iterable[wire.ClientContents]) -> None:
         """Sends `messages` in order, in one go. Raises ConnectionLostError or why the connection ended."""
         with self._lock:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import urllib3
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
 
 from opsqueue.client.backoff import LARGEST_S, Backoff
 from opsqueue.client.urls import ServerAddress
@@ -126,6 +126,12 @@ class HttpClient:
             )
         except (NewConnectionError, ConnectTimeoutError) as error:
             return Failure(str(error), arrived=False, cause=error)
+        except SSLError as error:
+            failure = Failure(f"the connection is not secure: {error}", arrived=False, cause=error)
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                # trying again does not make a certificate trusted
+                raise self.failed(method, path, failure, 1) from error
+            return failure
         except (HTTPError, OSError) as error:
             return Failure(f"{type(error).__name__}: {error}", arrived=True, cause=error)
         if response.status in _RETRIED:

@@ -10,14 +10,14 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from opsqueue.client import convert
 from opsqueue.client.backoff import Backoff
 from opsqueue.client.connection import Arrival, ConnectError, Connection, ConnectionLostError, Reservation
 from opsqueue.client.pool import Pool
-from opsqueue.client.store import Options, Store, StoreError, input_path, open_store, output_path
+from opsqueue.client.store import Store, StoreError, input_path, open_store, output_path
 from opsqueue.client.urls import ServerAddress, parse_address
 from opsqueue.client.values import Chunk, ChunkIndex, Strategy, SubmissionId
 from opsqueue.exceptions import (
@@ -34,7 +34,7 @@ logger = logging.getLogger("opsqueue.consumer")
 WARN_EVERY_S = 60.0
 #: Bytes of a failure's text; servers keep no more.
 MAX_FAILURE_BYTES = 64 * 1024
-#: Seconds; a connection that ended sooner is not followed by the next one at once.
+#: Seconds; a connection that was lost sooner is not followed by the next one at once.
 SHORT_LIVED_S = 1.0
 _POOL_SIZE = 8
 
@@ -63,7 +63,8 @@ class _Link:
             connection = self.current
             if connection is None or not connection.alive:
                 self.current = None
-                if time.monotonic() - self._opened_at < SHORT_LIVED_S:
+                short_lived = time.monotonic() - self._opened_at < SHORT_LIVED_S
+                if connection is not None and connection.lost and short_lived:
                     time.sleep(self._short_lived.next())
                 else:
                     self._short_lived = Backoff()
@@ -105,7 +106,9 @@ class _Link:
 class ConsumerClient:
     """Reserves chunks and reports what became of them. Thread-safe."""
 
-    def __init__(self, address: str, object_store_url: str, object_store_options: Options = ()) -> None:
+    def __init__(
+        self, address: str, object_store_url: str, object_store_options: Sequence[tuple[str, str]] = []
+    ) -> None:
         self._address = parse_address(address)
         self._store: Store = open_store(object_store_url, object_store_options)
         self._pool = Pool(_POOL_SIZE, "opsqueue-consumer")

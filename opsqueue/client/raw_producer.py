@@ -6,7 +6,7 @@ import asyncio
 import time
 import urllib.parse
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -17,7 +17,7 @@ from opsqueue.client.download import PyChunksAsyncIter, PyChunksIter
 from opsqueue.client.http import Answer, Failure, HttpClient
 from opsqueue.client.ids import new_prefix
 from opsqueue.client.pool import Pool
-from opsqueue.client.store import Options, StoreError, open_store, output_path
+from opsqueue.client.store import StoreError, open_store, output_path
 from opsqueue.client.urls import parse_address
 from opsqueue.client.values import (
     SubmissionId,
@@ -57,7 +57,9 @@ def _number(submission_id: SubmissionId) -> int:
 class ProducerClient:
     """Inserts submissions of encoded chunks and gives their encoded results. Thread-safe."""
 
-    def __init__(self, address: str, object_store_url: str, object_store_options: Options = ()) -> None:
+    def __init__(
+        self, address: str, object_store_url: str, object_store_options: Sequence[tuple[str, str]] = []
+    ) -> None:
         self._http = HttpClient(parse_address(address))
         self._store = open_store(object_store_url, object_store_options)
         self._pool = Pool(_POOL_SIZE, "opsqueue-producer")
@@ -83,7 +85,7 @@ class ProducerClient:
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
         chunk_size: int | None = None,
-        otel_trace_carrier: dict[str, str] | None = None,
+        otel_trace_carrier: Mapping[str, str] = {},  # never changed
     ) -> SubmissionId:
         """Stores the chunks, then inserts them as a submission."""
         prefix = new_prefix()
@@ -98,7 +100,7 @@ class ProducerClient:
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
         chunk_size: int | None = None,
-        otel_trace_carrier: dict[str, str] | None = None,
+        otel_trace_carrier: Mapping[str, str] = {},  # never changed
     ) -> SubmissionId:
         """As `insert_submission_chunks`; the chunks are taken on the loop's thread, the network waits elsewhere."""
         prefix = new_prefix()
@@ -110,7 +112,7 @@ class ProducerClient:
         return await asyncio.wrap_future(self._pool.submit(call))
 
     def _insert_stored(
-        self, prefix: str, count: int, body: wire.InsertSubmission, carrier: dict[str, str] | None
+        self, prefix: str, count: int, body: wire.InsertSubmission, carrier: Mapping[str, str]
     ) -> SubmissionId:
         contents = wire.TaggedContents(see_object_storage=wire.SeeObjectStorage(prefix, count))
         body = msgspec.structs.replace(body, tagged_contents=contents)
@@ -135,7 +137,7 @@ class ProducerClient:
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
         chunk_size: int | None = None,
-        otel_trace_carrier: dict[str, str] | None = None,
+        otel_trace_carrier: Mapping[str, str] = {},  # never changed
     ) -> SubmissionId:
         """Inserts a submission whose chunks travel inside the request: for a few small ones."""
         contents: list[list[int] | None] = [list(memoryview(chunk).tobytes()) for chunk in chunk_contents]
@@ -194,6 +196,9 @@ class ProducerClient:
     def lookup_submission_id_by_prefix(self, prefix: str) -> SubmissionId | None:
         """The newest submission with that prefix."""
         quoted = urllib.parse.quote(prefix, safe="")
+        if quoted in (".", ".."):
+            # a path segment of dots alone would be taken for a relative one
+            quoted = quoted.replace(".", "%2E")
         answer = self._http.request("GET", f"{_SUBMISSIONS}/lookup_id_by_prefix/{quoted}")
         found = _decoded(wire.decode_optional_id, _expect(answer, "the lookup by prefix"))
         return None if found is None else SubmissionId(found)
@@ -325,10 +330,10 @@ def _body(
     )
 
 
-def _carrier_headers(carrier: dict[str, str] | None) -> dict[str, str]:
+def _carrier_headers(carrier: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
-        for name, value in (carrier or {}).items()
+        for name, value in carrier.items()
         if name in _CARRIER_HEADERS and value.isascii() and value.isprintable()
     }
 

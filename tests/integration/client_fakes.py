@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -227,7 +228,7 @@ class Running:
 
 
 @contextmanager
-def running(server: FakeServer) -> Iterator[Running]:
+def running(server: FakeServer, tls: ssl.SSLContext | None = None) -> Iterator[Running]:
     """Serves on a port of its own, which is then in `server.port`; the same again when it is set already."""
     loop = asyncio.new_event_loop()
     ready = threading.Event()
@@ -236,7 +237,7 @@ def running(server: FakeServer) -> Iterator[Running]:
     async def serve() -> None:
         runner = web.AppRunner(server.application(), handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", server.port)
+        site = web.TCPSite(runner, "127.0.0.1", server.port, ssl_context=tls)
         await site.start()
         server.port = runner.addresses[0][1]
         ready.set()

@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,9 +25,11 @@ from opsqueue.exceptions import (
     ChunkStorageError,
     IncorrectUsageError,
     InternalConsumerClientError,
+    InternalProducerClientError,
     UnexpectedOpsqueueConsumerServerResponseError,
 )
 from opsqueue.opsqueue_internal import ChunkIndex
+from opsqueue.producer import ProducerClient
 from opsqueue.protocol import consumer as wire
 from tests.integration.client_fakes import FakeServer, Running, init, running
 
@@ -595,3 +598,44 @@ def test_the_span_of_a_chunk_is_a_child_of_its_submissions_context(
     assert f"{span.parent.span_id:016x}" == "2" * 16
     assert dict(span.attributes or {}) == {"customer": "acme", "submission_id": number, "chunk_index": 0}
     assert inside == ["acme"]
+
+
+#: A key and a certificate that signs itself, for localhost.
+TLS = Path(__file__).parent / "client_tls.pem"
+
+
+def test_tls_is_spoken_where_the_certificate_is_trusted_and_refused_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(TLS)
+    with running(FakeServer(), context) as fake:
+        url = f"https://localhost:{fake.server.port}/prefix"
+        with pytest.raises(InternalConsumerClientError, match="not trusted"):
+            ConsumerClient(url, URL).reserve_chunks()
+        with pytest.raises(InternalProducerClientError, match="not secure"):
+            ProducerClient(url, tmp_path.as_uri()).count_submissions()
+        monkeypatch.setenv("SSL_CERT_FILE", str(TLS))
+        ProducerClient(url, tmp_path.as_uri()).inner.insert_submission_direct([b"secret"])
+        (chunk,) = ConsumerClient(url, URL).reserve_chunks()
+        assert chunk.input_content == b"secret"
+
+
+def test_ctrl_c_ends_a_loop_that_finds_no_server(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        consumer = ConsumerClient(f"127.0.0.1:{unused.getsockname()[1]}", URL)
+        fired: list[float] = []
+
+        class Firing(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                fired.append(time.monotonic())
+                os.kill(os.getpid(), signal.SIGINT)
+
+        handler = Firing(level=logging.WARNING)
+        logging.getLogger("opsqueue.consumer").addHandler(handler)
+        try:
+            consumer.run_each_op(lambda op: op)
+        finally:
+            logging.getLogger("opsqueue.consumer").removeHandler(handler)
+        assert time.monotonic() - fired[0] < 1
