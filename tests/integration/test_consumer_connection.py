@@ -693,3 +693,26 @@ async def test_hundreds_of_consumers_are_served_side_by_side() -> None:
                 assert reply.nonce == nonce
                 got.add(reply.chunks[0][0].chunk_index)
             assert got == set(range(1, 201))
+
+
+async def test_a_peer_with_nagles_algorithm_does_not_wait_for_our_delayed_acks() -> None:
+    async with rig() as served:
+        reader, writer = await raw(served)
+        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)
+        connection = (await served.writer.next(OPEN)).connection
+        served.submissions[9] = a_submission(9)
+        await next_frame(reader)
+        await next_frame(reader)
+        rounds = 50
+        begun = asyncio.get_running_loop().time()
+        for nonce in range(rounds):
+            writer.write(frame(encode_client(ClientMessage(nonce, CompleteChunk(ChunkId(9, nonce), None)))))
+            await asyncio.sleep(0)
+            writer.write(frame(encode_client(ClientMessage(nonce, WantToReserveChunks(1, Oldest())))))
+            await served.writer.next(COMPLETE)
+            await served.writer.next(RESERVE)
+            served.writer.send(RESERVED, reserved(connection, nonce, (9, nonce, 0, 0, 0)))
+            await next_frame(reader)
+        # A delayed ACK takes 40 ms; most rounds would wait for one.
+        assert asyncio.get_running_loop().time() - begun < rounds * 0.02
+        writer.close()
