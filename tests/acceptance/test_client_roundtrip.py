@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import pickle
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -206,15 +208,31 @@ def test_an_interrupted_loop_gives_its_chunk_to_another_without_a_retry(
     assert (chunk.submission_id, chunk.retries) == (submission_id, 0)
 
 
-def test_a_server_that_restarts_in_the_middle_loses_nothing(server_factory: ServerFactory, store_url: str) -> None:
-    server = server_factory()
+def _kill_one(role: str) -> Callable[[Server], object]:
+    return lambda server: os.kill(server.pids()[role][0], signal.SIGKILL)
+
+
+DISASTERS: dict[str, Callable[[Server], object]] = {
+    "restarted": lambda server: server.restart(),
+    "killed and started": lambda server: server.restart(kill=True),
+    "its writer killed": _kill_one("writer"),
+    "a front-end killed": _kill_one("frontend"),
+}
+
+
+@pytest.mark.parametrize("disaster", DISASTERS.values(), ids=DISASTERS)
+def test_whatever_happens_to_the_server_in_the_middle_all_results_come_back(
+    server_factory: ServerFactory, store_url: str, disaster: Callable[[Server], object]
+) -> None:
+    server = server_factory(frontends=2)
     producer = ProducerClient(f"127.0.0.1:{server.port}", store_url)
     submission_id = producer.insert_submission(range(2000), chunk_size=2)
     with consumers(server, store_url):
         _wait_for_progress(producer, submission_id)
-        server.restart()
+        disaster(server)
         results = producer.blocking_stream_completed_submission(submission_id, timeout=60)
         assert list(results) == list(range(1, 2001))
+    assert producer.insert_submission([1], chunk_size=1) > submission_id
 
 
 def _wait_for_progress(producer: ProducerClient, submission_id: SubmissionId) -> None:
