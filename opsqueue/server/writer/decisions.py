@@ -23,9 +23,13 @@ MEMORY_RETRY_AFTER_S = 5
 log = logger("writer")
 
 
+#: What the engine promises a submission beside its bits.
+SUBMISSION_BYTES = 256
+
+
 def worst_case_bytes(chunks: int) -> int:
-    """Memory that a submission of so many chunks may come to need: a quarter byte each (WIRE section 3)."""
-    return chunks // 4
+    """Memory that a submission of so many chunks may come to need: a quarter byte each (WIRE section 3), and itself."""
+    return chunks // 4 + SUBMISSION_BYTES
 
 
 class Decisions:
