@@ -116,6 +116,7 @@ cdef class ConsumerConnection:
     cdef void give_back(self, ReservedChunk *chunk)
     # writing
     cdef void send(self, uint8_t opcode, const uint8_t *payload, size_t size)
+    cdef void fail(self, error)
     cdef void write_out(self)
     cdef void ping(self)
     cdef void tick(self)

@@ -13,101 +13,29 @@ from collections import deque
 from opsqueue._speedups.board cimport Board
 from opsqueue._speedups.buffers cimport Bytes, append, discard, ensure, take
 from opsqueue._speedups.cbor cimport (
-    CBOR_NULL,
-    MAJOR_ARRAY,
-    MAJOR_BYTES,
-    MAJOR_TEXT,
-    cut_utf8,
-    is_utf8,
-    write_head,
+    CBOR_NULL, MAJOR_ARRAY, MAJOR_BYTES, MAJOR_TEXT, cut_utf8, is_utf8, write_head,
 )
 from opsqueue._speedups.consumer_messages cimport (
-    OUTPUT_ARRAY,
-    OUTPUT_BYTES,
-    OUTPUT_NONE,
-    STRATEGY_BYTES,
-    Message,
-    copy_array,
-    scan_message,
+    OUTPUT_ARRAY, OUTPUT_BYTES, OUTPUT_NONE, STRATEGY_BYTES, Message, copy_array, scan_message,
 )
 from opsqueue._speedups.counters cimport (
-    BYTES_RECEIVED,
-    BYTES_SENT,
-    CONSUMERS_CONNECTED,
-    CONSUMERS_LOST,
-    CONSUMERS_OPENED,
-    CONSUMERS_REJECTED,
-    FRAMES_RECEIVED,
-    HISTOGRAM_RESERVE,
-    RESERVATIONS_FAILED,
-    observe,
+    BYTES_RECEIVED, BYTES_SENT, CONSUMERS_CONNECTED, CONSUMERS_LOST, CONSUMERS_OPENED, CONSUMERS_REJECTED,
+    FRAMES_RECEIVED, HISTOGRAM_RESERVE, RESERVATIONS_FAILED, observe,
 )
 from opsqueue._speedups.descriptions cimport Description, DescriptionCache
 from opsqueue._speedups.frames cimport (
-    CLOSE_NO_CODE,
-    CLOSE_NORMAL,
-    CLOSE_POLICY,
-    CLOSE_PROTOCOL_ERROR,
-    CLOSE_TOO_BIG,
-    CLOSE_UNDECODABLE,
-    CLOSE_UNSUPPORTED,
-    FAULT_CONTROL_FRAGMENTED,
-    FAULT_CONTROL_SIZE,
-    FAULT_LENGTH,
-    FAULT_OPCODE,
-    FAULT_RESERVED_BITS,
-    FAULT_UNMASKED,
-    MAX_CONTROL,
-    MAX_HEADER,
-    OP_BINARY,
-    OP_CLOSE,
-    OP_CONTINUATION,
-    OP_PING,
-    OP_PONG,
-    OP_TEXT,
-    FrameHeader,
-    may_be_received,
-    read_frame_header,
-    unmask,
-    write_frame_header,
+    CLOSE_NO_CODE, CLOSE_POLICY, CLOSE_PROTOCOL_ERROR, CLOSE_TOO_BIG, CLOSE_UNDECODABLE, CLOSE_UNSUPPORTED,
+    FAULT_CONTROL_FRAGMENTED, FAULT_CONTROL_SIZE, FAULT_LENGTH, FAULT_OPCODE, FAULT_RESERVED_BITS, FAULT_UNMASKED,
+    MAX_CONTROL, MAX_HEADER, OP_BINARY, OP_CLOSE, OP_CONTINUATION, OP_PING, OP_PONG, OP_TEXT, FrameHeader,
+    may_be_received, read_frame_header, unmask, write_frame_header,
 )
 from opsqueue._speedups.records cimport (
-    CHUNK_HAS_OUTPUT,
-    CHUNK_IS_DIRECT,
-    CLOSE_CLEAN,
-    CLOSE_LOST,
-    DROP_CANCELLED,
-    DROP_COMPLETED,
-    DROP_EXPIRED,
-    DROP_FAILED,
-    FEATURE_CLEAN_CLOSE,
-    FEATURE_DROPPED,
-    FEATURE_EXTEND,
-    FEATURE_FAIL_SUBMISSION,
-    FEATURE_REFUSAL,
-    FEATURE_RELEASE,
-    FEATURE_RETRY_LATER,
-    REC_CLOSE,
-    REC_COMPLETE,
-    REC_DROPPED,
-    REC_EXTEND,
-    REC_FAIL,
-    REC_FAIL_SUBMISSION,
-    REC_OPEN,
-    REC_REFUSED,
-    REC_RELEASE,
-    REC_RESERVE,
-    REC_RESERVED,
-    REC_RETRY_LATER,
-    REC_WORKING_ON,
-    ChunkRecord,
-    CloseRecord,
-    DroppedRecord,
-    OpenRecord,
-    RefusedRecord,
-    ReservedChunk,
-    ReservedRecord,
-    ReserveRecord,
+    CHUNK_HAS_OUTPUT, CHUNK_IS_DIRECT, CLOSE_CLEAN, CLOSE_LOST, DROP_CANCELLED, DROP_COMPLETED, DROP_EXPIRED,
+    DROP_FAILED, FEATURE_CLEAN_CLOSE, FEATURE_DROPPED, FEATURE_EXTEND, FEATURE_FAIL_SUBMISSION, FEATURE_REFUSAL,
+    FEATURE_RELEASE, FEATURE_RETRY_LATER, REC_CLOSE, REC_COMPLETE, REC_DROPPED, REC_EXTEND, REC_FAIL,
+    REC_FAIL_SUBMISSION, REC_OPEN, REC_REFUSED, REC_RELEASE, REC_RESERVE, REC_RESERVED, REC_RETRY_LATER,
+    REC_WORKING_ON, ChunkRecord, CloseRecord, DroppedRecord, OpenRecord, RefusedRecord, ReservedChunk,
+    ReservedRecord, ReserveRecord,
 )
 from opsqueue._speedups.replies cimport put, put_chunk_id, put_sync, put_unsigned
 from opsqueue._speedups.ring cimport Endpoint, Ring
@@ -316,13 +244,24 @@ cdef class ConsumerConnection:
         self.fd = -1
         discard(&self.out)
         self.deferred = None
-        if before == OPEN:
-            self.advance()
-            self.hub.endpoint.flush()
+        try:
+            if before == OPEN:
+                self.advance()
+        except Exception as error:
+            self.fail(error)
+        self.hub.endpoint.flush()
         on_end = self.on_end
         self.on_end = None
         if on_end is not None:
             on_end(exc)
+
+    cdef void fail(self, error):
+        """A defect, or no memory: ends this connection alone."""
+        self.leave(CLOSE_CLEAN)
+        self.state = SHUT if self.state == OPEN else self.state
+        self.hub.loop.call_exception_handler({"message": "a consumer's connection failed", "exception": error})
+        if self.transport is not None:
+            self.transport.abort()
 
     # --- reading ---
 
@@ -1092,7 +1031,10 @@ cdef class ConsumerHub:
             self.touched = []
             for connection in touched:
                 connection.touched = False
-                connection.write_out()
+                try:
+                    connection.write_out()
+                except Exception as error:
+                    connection.fail(error)
 
     # --- back-pressure ---
 
@@ -1123,7 +1065,10 @@ cdef class ConsumerHub:
                 left -= 1
                 connection = <ConsumerConnection>self.blocked.popleft()
                 connection.queued = False
-                connection.advance()
+                try:
+                    connection.advance()
+                except Exception as error:
+                    connection.fail(error)
         finally:
             self.retrying = False
 
@@ -1158,15 +1103,20 @@ cdef class ConsumerHub:
         """Heartbeats that are due, those of the next moments with them; one timer for all."""
         cdef ConsumerConnection connection
         cdef double until = self.loop.time() + min(0.05, self.heartbeat_interval / 64)
+        self.timer = None
         while self.first is not None and self.first.deadline <= until:
             connection = self.first
             self.remove_beat(connection)
-            connection.tick()
+            try:
+                connection.tick()
+            except Exception as error:
+                connection.fail(error)
             if connection.state == OPEN:
                 self.append_beat(connection)
         self.endpoint.flush()
         self.flush_out()
-        self.timer = self.loop.call_at(self.first.deadline, self.beat) if self.first is not None else None
+        if self.timer is None and self.first is not None:
+            self.timer = self.loop.call_at(self.first.deadline, self.beat)
 
     def stop(self) -> None:
         """No more heartbeats; close what is still open."""

@@ -86,6 +86,11 @@ cdef class FrontendPump:
             self.stop()
             self.on_broken(str(error))
             return
+        except Exception as error:
+            # Not asking for signals any more, this process would never serve again: it must be replaced.
+            self.stop()
+            self.on_broken(f"a defect in handling the writer's records: {error!r}")
+            return
         if more or not self.prepare_to_sleep():
             self.loop.call_soon(self.turn)
 
