@@ -1,4 +1,4 @@
-"""`make bench`: what opsqueue reaches on this machine, beside what the reference reaches on the kind it was measured on.
+"""`make bench`: what opsqueue reaches on this machine, beside what the reference reached on this kind of machine.
 
 Server and load generator share the machine; the generator's own share of a core is printed with each figure, so that
 one can see which of them was the limit. Figures of the reference are those of its release build with its database on
@@ -42,7 +42,7 @@ class Figure:
     @property
     def ratio(self) -> str:
         if self.reference is None or not self.value:
-            return "–"
+            return "-"
         factor = self.value / self.reference if self.higher_is_better else self.reference / self.value
         return f"{factor:,.1f} x"
 
@@ -73,7 +73,8 @@ def lifecycles(
     elapsed = generator.seconds_ns / 1e9
     latencies = generator.latencies_us()
     note = (
-        f"reserve p50 {latencies[len(latencies) // 2] / 1000:.2f} ms, p99 {latencies[len(latencies) * 99 // 100] / 1000:.2f} ms; "
+        f"reserve p50 {latencies[len(latencies) // 2] / 1000:.2f} ms, "
+        f"p99 {latencies[len(latencies) * 99 // 100] / 1000:.2f} ms; "
         f"cores: generator {cores(generator.cpu_ns / 1e9, elapsed)}, server {cores(used, elapsed)}"
     )
     what = f"lifecycles, {consumers} consumers, {max_chunks} a request, {name}"
@@ -133,7 +134,7 @@ def idle_latency(server: ServerProcess, repeats: int) -> Figure:
         consumer = Waiting(waiting)
         for _ in range(repeats):
             consumer.ask()
-            time.sleep(0.005)  # paces the measurement: the request has been parked, the server sleeps
+            time.sleep(0.02)  # the request has been parked, the completion committed, the server sleeps
             message = peers.insert_request(server.address, unique_prefix(), 1)
             begun = time.perf_counter()
             producer.sendall(message)
@@ -243,7 +244,7 @@ def main() -> None:
         table.add_column(heading, justify="left" if heading in ("what", "notes") else "right")
     for figure in figures:
         digits = 0 if figure.value >= 100 else 2
-        reference = "–" if figure.reference is None else f"{figure.reference:,g} {figure.unit}"
+        reference = "-" if figure.reference is None else f"{figure.reference:,g} {figure.unit}"
         table.add_row(figure.what, f"{figure.value:,.{digits}f} {figure.unit}", reference, figure.ratio, figure.note)
     console.print(table)
 

@@ -1,4 +1,4 @@
-"""The reference's own published client (PyPI `opsqueue` 0.30.3, a wheel for CPython 3.12), in an environment of its own.
+"""The reference's published client (PyPI `opsqueue` 0.30.3, a wheel for CPython 3.12), in an environment of its own.
 
 Used by the benchmark and by the interoperability tests. Runs it unmodified, in processes of its own.
 """
@@ -53,7 +53,7 @@ class ReferenceClient:
         )
 
     def roundtrip(self, address: str, store: Path, *, chunks: int, chunk_size: int, consumers: int) -> float:
-        """Seconds that a producer needs for `chunks` chunks of `chunk_size` no-op operations with that many consumers."""
+        """Seconds of one submission of `chunks` chunks of `chunk_size` no-op operations with that many consumers."""
         store.mkdir(exist_ok=True)
         url = f"file://{store}"
         running = [self.start("consumer", address, url) for _ in range(consumers)]

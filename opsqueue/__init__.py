@@ -1,1 +1,1 @@
-"""opsqueue: a batch-processing queue for heavy loads. Client code imports `opsqueue.producer` and `opsqueue.consumer`."""
+"""opsqueue: a batch-processing queue for heavy loads. Programs import `opsqueue.producer` and `opsqueue.consumer`."""

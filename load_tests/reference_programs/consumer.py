@@ -1,4 +1,4 @@
-"""Reference client: a consumer whose operation returns its input. Arguments: address, store URL, strategy (default: its own)."""
+"""Reference client: a consumer whose operation returns its input. Arguments: address, store URL[, strategy]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Reference client: submits an operation that fails, prints the failure that it is told. Arguments: address, store URL."""
+"""Reference client: submits an operation that fails, prints what it is told. Arguments: address, store URL."""
 
 import sys
 

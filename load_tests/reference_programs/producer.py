@@ -1,4 +1,4 @@
-"""Reference client: submit N operations in chunks and check the results. Arguments: address, store URL, N, chunk size."""
+"""Reference client: submits N operations, checks the results. Arguments: address, store URL, N, chunk size."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""The server's start-up errors. A class's docstring is its message; each says what to do. Raised, printed once, exit code 1."""
+"""The server's start-up errors: a class's docstring is its message and says what to do. Printed once, exit code 1."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ class StartupError(Exception):
 
     def __init__(self, **fields: object) -> None:
         self.fields = fields
-        super().__init__((type(self).__doc__ or "").format(**fields).strip())
+        message = " ".join((type(self).__doc__ or "").split())
+        super().__init__(message.format(**fields))
 
 
 class DatabaseInUseError(StartupError):
-    """Another opsqueue server (pid {pid}) holds {path}; stop it, or give this one a file of its own with --database-filename."""
+    """Another opsqueue server (pid {pid}) holds {path}; stop it, or give this one a file of its own with
+    --database-filename."""
 
 
 class ForeignDatabaseError(StartupError):
@@ -20,11 +22,13 @@ class ForeignDatabaseError(StartupError):
 
 
 class NewerDatabaseError(StartupError):
-    """{path} has schema version {found}, this opsqueue knows versions up to {known}; it was left untouched, install a newer opsqueue."""
+    """{path} has schema version {found}, this opsqueue knows versions up to {known}; it was left untouched,
+    install a newer opsqueue."""
 
 
 class ReferenceDatabaseError(StartupError):
-    """{path} is a database of the reference implementation of opsqueue; it was left untouched, choose another --database-filename."""
+    """{path} is a database of the reference implementation of opsqueue; it was left untouched,
+    choose another --database-filename."""
 
 
 class DamagedDatabaseError(StartupError):

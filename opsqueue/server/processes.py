@@ -55,8 +55,9 @@ class Signals:
     def __enter__(self) -> Self:
         signal.set_wakeup_fd(self._writing.fileno(), warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN or number != signal.SIGHUP:  # nohup stays in force
-                self._before[number] = signal.signal(number, lambda *_: None)
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue  # nohup stays in force
+            self._before[number] = signal.signal(number, lambda *_: None)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,7 @@
 """The cold records between front-end and writer: one msgpack message each, typed. docs/records.md lists them in words.
 
-Every request is answered exactly once, by a reply with the same request number; a reply that a commit must cover is sent
-after that commit. Texts that a producer sends are checked by the front-end; the writer trusts sizes, not identity.
+Every request is answered exactly once, by a reply with the same request number; a reply that a commit must cover is
+sent after that commit. Texts that a producer sends are checked by the front-end; the writer trusts sizes, not identity.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Cancel(msgspec.Struct, tag="cancel", frozen=True):
 
 
 class Pause(msgspec.Struct, tag="pause", frozen=True):
-    """Pause (or unpause) a submission. Answered by Done, NotHeld (unknown, ended, or in that state already) or Unavailable."""
+    """Pause or unpause a submission. Answered by Done, NotHeld (unknown, ended, or in that state) or Unavailable."""
 
     submission: int
     paused: bool

@@ -28,7 +28,7 @@ NOTHING = FoldSlice()
 
 
 class Folding:
-    """One round at a time: freeze the dirty blocks, write them over several batches, then drop the log rows they cover."""
+    """One round at a time: freeze the dirty blocks, write them over several batches, drop the log rows they cover."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

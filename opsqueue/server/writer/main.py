@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from opsqueue._speedups.board import SlotState
+from opsqueue._speedups.board import Board, SlotState
 from opsqueue._speedups.counters import Counter
 from opsqueue._speedups.dispatch import Dispatch
 from opsqueue._speedups.engine import Engine
@@ -23,17 +23,18 @@ from opsqueue.server.writer.journal import SqliteJournal
 from opsqueue.server.writer.journal_thread import JournalThread
 from opsqueue.server.writer.loop import SupervisorGoneError, WriterLoop
 
-#: A chunk that expired at its retry limit may still be completed for this long before its submission fails (WIRE section 4).
+#: A chunk that expired at its retry limit may still be completed for this long, then its submission fails.
 GRACE_MS = 2_000
 
 log = logger("writer")
 
 
 class _Recovery:
-    """Passes what the journal loads to the engine, and counts it."""
+    """Passes what the journal loads to the engine, and counts it; a long one is not taken for a hang."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, board: Board) -> None:
         self._engine = engine
+        self._board = board
         self.unfinished = 0
         self.log_bytes = 0
         self.log_rows = 0
@@ -41,14 +42,17 @@ class _Recovery:
     def submission(self, loaded: LoadedSubmission) -> None:
         self.unfinished += loaded.state in (State.IN_PROGRESS, State.PAUSED)
         self._engine.submission(loaded)
+        self._board.progress(WRITER_SLOT)
 
     def block(self, row: BlockRow) -> None:
         self._engine.block(row)
+        self._board.progress(WRITER_SLOT)
 
     def events(self, events: bytes) -> None:
         self.log_bytes += len(events)
         self.log_rows += 1
         self._engine.events(events)
+        self._board.progress(WRITER_SLOT)
 
 
 def run(context: ServerContext, control: Control, lock_fd: int) -> int:
@@ -88,7 +92,7 @@ def _serve(context: ServerContext, control: Control) -> None:
             max_submission_age_s=settings.max_submission_age,
         )
     )
-    recovery = _Recovery(engine)
+    recovery = _Recovery(engine, context.board)
     loaded = journal.load(recovery)
     journal_wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     thread = JournalThread(journal, wake=lambda: os.eventfd_write(journal_wake, 1))
