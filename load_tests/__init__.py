@@ -1,1 +1,1 @@
-"""Benchmarks: programs that load a server of their own and print figures with ratios. Not installed with the package."""
+"""Benchmarks: programs that load a server of their own and print figures with ratios. Not part of the package."""

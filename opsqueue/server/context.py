@@ -42,7 +42,8 @@ class Control:
     """A child's end of its control channel to the supervisor (a stream socket pair).
 
     The supervisor sends one byte: b"D" drain (front-ends: stop accepting, answer what was accepted, close consumers,
-    exit 0) or b"S" stop (the writer: commit what is there, exit 0). End of stream: the supervisor is gone, leave at once.
+    exit 0) or b"S" stop (the writer: commit what is there, exit 0). End of stream: the supervisor is gone, leave at
+    once.
     The child sends b"R" once it serves. A fatal start-up error goes to stderr as one line and ends with exit code 1.
     """
 

@@ -1,4 +1,4 @@
-"""Decides the cold requests: insert, cancel, pause, status, counts, ping. Stores nothing: stages, or answers at once."""
+"""Decides the cold requests: insert, cancel, pause, status, counts, ping. Stores nothing: it stages or answers."""
 
 from __future__ import annotations
 
