@@ -196,9 +196,9 @@ cdef class Dispatch:
             frontend.bad = True
             self.bad_frontends.append(index)
             return False
-        if taken:
-            self.counters[<int>RECORDS_RECEIVED] += taken
-            endpoint.done_receiving()
+        self.counters[<int>RECORDS_RECEIVED] += taken
+        # Also when no record was whole: the rest of one larger than the ring needs the room of its first parts.
+        endpoint.done_receiving()
         return taken == limit
 
     cdef bint has_room(self, uint32_t index) noexcept:
