@@ -115,12 +115,6 @@ class ConsumerClient:
         self._lock = threading.Lock()
         self._link = self._new_link()
 
-    def __del__(self) -> None:
-        # absent when construction failed
-        pool = getattr(self, "_pool", None)
-        if pool is not None:
-            pool.close()
-
     def _new_link(self) -> _Link:
         link = _Link(self._address)
         # with the client, or at the interpreter's end: a server counts a connection that just ends as a crash

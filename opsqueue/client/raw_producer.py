@@ -64,12 +64,6 @@ class ProducerClient:
         self._store = open_store(object_store_url, object_store_options)
         self._pool = Pool(_POOL_SIZE, "opsqueue-producer")
 
-    def __del__(self) -> None:
-        # absent when construction failed
-        pool = getattr(self, "_pool", None)
-        if pool is not None:
-            pool.close()
-
     def server_version(self) -> str:
         """The server's version, such as `v0.40.1`."""
         return _expect(self._http.request("GET", "/producer/version"), "the version").text

@@ -242,6 +242,14 @@ def test_results_come_in_order_and_the_end_stays_the_end(
             next(results)
 
 
+def test_results_outlive_their_client(fake: Running, tmp_path: Path) -> None:
+    submission_id = _completed(fake, tmp_path)
+    results = ProducerClient(
+        f"localhost:{fake.server.port}", tmp_path.as_uri()
+    ).blocking_stream_completed_submission_chunks(submission_id)
+    assert list(results) == [b"0", b"1", b"2", b"3", b"4"]
+
+
 def test_a_missing_result_is_raised_at_its_place(fake: Running, producer: ProducerClient, tmp_path: Path) -> None:
     results = producer.try_stream_completed_submission_chunks(_completed(fake, tmp_path, missing=2))
     assert [next(results), next(results)] == [b"0", b"1"]

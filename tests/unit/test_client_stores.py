@@ -144,7 +144,14 @@ def test_a_pool_runs_no_more_threads_than_its_size_and_reuses_them() -> None:
     failing = pool.submit(lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         failing.result(10)
-    pool.close()
+
+
+def test_the_threads_of_a_forgotten_pool_end() -> None:
+    pool = Pool(2, "test-forgotten")
+    thread = pool.submit(threading.current_thread).result(10)
+    del pool
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_importing_the_clients_does_not_import_what_they_rarely_need() -> None:
