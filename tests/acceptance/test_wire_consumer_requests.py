@@ -19,7 +19,7 @@ from tests.support.raw_consumer import BINARY, CONTINUATION, ChunkId, RawConsume
 VECTORS = [
     json.loads(line) for line in (Path(__file__).parents[1] / "vectors" / "websocket.jsonl").read_text().splitlines()
 ]
-NOTHING = {"ChunksReserved": {"Err": []}}
+NOTHING: dict[str, Any] = {"ChunksReserved": {"Err": []}}
 MIB = 1024 * 1024
 
 

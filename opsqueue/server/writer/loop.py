@@ -71,6 +71,9 @@ class WriterLoop:
     def _turn(self) -> bool:
         """One round; True: there may be more to do at once."""
         engine, dispatch, commits = self._engine, self._dispatch, self._commits
+        # Before the records: a reservation's time must not begin when the loop fell asleep. What arrived in time counts
+        # before what is due now expires.
+        engine.now_ms = time.monotonic_ns() // 1_000_000
         more = dispatch.turn()
         engine.advance(time.monotonic_ns() // 1_000_000)
         if self._journal.failed is not None:
