@@ -33,7 +33,7 @@ def test_the_version_is_shown(flag: str) -> None:
 def test_help_names_every_flag_and_ends_with_examples(arguments: list[str]) -> None:
     result = opsqueue(*arguments, COLUMNS="200")
     assert result.returncode == 0
-    for flag in ("-p PORT, --port PORT", "--report-bound-port-pipe FD", "--max-chunk-retries N", "--config FILE"):
+    for flag in ("--port PORT", "--report-bound-port-pipe FD", "--max-chunk-retries N", "--config FILE"):
         assert flag in result.stdout
     assert "examples:\n  opsqueue serve\n" in result.stdout
     assert "(default: 10 minutes)" in result.stdout

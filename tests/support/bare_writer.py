@@ -16,7 +16,7 @@ import msgspec
 
 from opsqueue._speedups.board import Board
 from opsqueue._speedups.ring import Channel, Endpoint
-from opsqueue.server import requests
+from opsqueue.server import logs, requests
 from opsqueue.server.context import Control, ServerContext
 from opsqueue.server.settings import Settings
 from opsqueue.server.writer.database_file import acquire_lock
@@ -68,6 +68,7 @@ class BareWriter:
             status = 1
             try:
                 ours.close()
+                logs.configure("info", "logfmt")  # as the supervisor does: a log that cannot be written ends nothing
                 status = run(self.context, Control(theirs), lock)
             finally:
                 os._exit(status)

@@ -12,6 +12,8 @@ from opsqueue.server.frontend.answers import text_answer
 from opsqueue.server.frontend.routing import Endpoint
 from opsqueue.server.frontend.writer_client import WriterClient, WriterUnavailableError
 
+#: What a producer may rely on here beyond the reference, said with the version (docs/http_api.md).
+PRODUCER_FEATURES = "idempotency-key"
 #: Seconds that the writer has to answer a ping.
 PING_TIMEOUT_S = 1.0
 
@@ -27,7 +29,7 @@ class PlainEndpoints:
     def endpoints(self) -> Iterator[Endpoint]:
         yield Endpoint("GET", "/ping", self.ping)
         yield Endpoint("GET", "/version", self.version)
-        yield Endpoint("GET", "/producer/version", self.version)
+        yield Endpoint("GET", "/producer/version", self.producer_version)
         yield Endpoint("GET", "/metrics", self.metrics)
 
     async def ping(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -46,6 +48,12 @@ class PlainEndpoints:
     async def version(self, request: web.BaseRequest) -> web.StreamResponse:
         """`v` and our version."""
         return text_answer(self._version)
+
+    async def producer_version(self, request: web.BaseRequest) -> web.StreamResponse:
+        """The version, and in a header what the reference's server does not offer."""
+        answer = text_answer(self._version)
+        answer.headers["Opsqueue-Features"] = PRODUCER_FEATURES
+        return answer
 
     async def metrics(self, request: web.BaseRequest) -> web.StreamResponse:
         """Everything on the board, of all processes."""
