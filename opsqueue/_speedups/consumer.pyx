@@ -59,6 +59,7 @@ cdef enum:
     MAX_FRAME_OUT = 8 * 1024 * 1024
     MAX_REPLY = 8 * 1024 * 1024             # bytes, once it holds a chunk
     RECEIVE_SIZE = 256 * 1024
+    WRITE_AT_ONCE = 256 * 1024              # bytes for one connection that do not wait for the end of the wake-up
     RECORD_ROOM = 64                        # a message's record is at most this much longer than the message
     REPLY_HEADROOM = 64                     # what stands before the chunks
     CHUNK_ROOM = 160                        # of a chunk in a reply, without input and description
@@ -990,7 +991,7 @@ cdef class ConsumerHub:
     # --- records from the writer ---
 
     cdef void handle(self, uint32_t kind, uint8_t *payload, uint32_t size):
-        """REC_RESERVED, REC_REFUSED and REC_DROPPED; replies are written by flush_out."""
+        """REC_RESERVED, REC_REFUSED and REC_DROPPED; replies that are not large are written by flush_out."""
         cdef ConsumerConnection connection
         cdef ReservedRecord *reserved
         if size < 16:
@@ -1018,6 +1019,9 @@ cdef class ConsumerHub:
             connection.dropped(<DroppedRecord *>payload)
         else:
             raise BadRecordError(f"a record of the unknown kind {kind}")
+        if connection.out.size >= WRITE_AT_ONCE:
+            # Its peer may not read: that must show before more of its answers, of up to 8 MiB each, are built.
+            connection.write_out()
 
     cdef void flush_out(self):
         """One write for each connection that has something to say."""

@@ -256,6 +256,11 @@ class RawConsumer:
         """Bytes as they are."""
         self.socket.sendall(data)
 
+    def send_fragments(self, parts: list[bytes]) -> None:
+        """One message in as many frames."""
+        for at, part in enumerate(parts):
+            self.send(frame(part, CONTINUATION if at else BINARY, fin=at == len(parts) - 1))
+
     def message(self, contents: Any, nonce: int | None = None) -> bytes:
         """The frame of a message; the nonce is the next of this connection's counter."""
         if nonce is None:

@@ -31,7 +31,9 @@ class RawProducer:
     def ask(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
         """Status and body, as they come."""
         headers = {} if body is None else {"Content-Type": "application/json"}
-        self._connection.request(method, path, None if body is None else json.dumps(body, separators=(",", ":")), headers)
+        self._connection.request(
+            method, path, None if body is None else json.dumps(body, separators=(",", ":")), headers
+        )
         response = self._connection.getresponse()
         return response.status, response.read()
 
