@@ -168,5 +168,5 @@ def test_a_damaged_ring_ends_its_front_end_only(tmp_path: Path) -> None:
             os.sched_yield()
         writer.send(99, b"no such kind")
         assert os.WTERMSIG(os.waitpid(frontend, 0)[1]) == signal.SIGKILL
-        writer.endpoint = writer.context.channels[0].frontend_end()  # its successor
+        writer.replace_frontend()
         assert writer.status(submission) == requests.Progress(chunks_done=0, paused=False)

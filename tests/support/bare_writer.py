@@ -92,6 +92,11 @@ class BareWriter:
         self.control.close()
         return code
 
+    def replace_frontend(self) -> None:
+        """A front-end's successor takes the channel over; returns once the writer has acknowledged it."""
+        self.endpoint = self.context.channels[0].frontend_end()
+        self.until(lambda: self.endpoint.connected)
+
     # --- records ---
 
     def send(self, kind: int, payload: bytes) -> None:
