@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -31,7 +31,7 @@ from opsqueue.exceptions import SubmissionFailedError
 from opsqueue.producer import ProducerClient, SubmissionId, SubmissionStatus
 from opsqueue.server import machine
 from opsqueue.server.exit_codes import ExitCode
-from opsqueue.server.processes import end_with_parent
+from opsqueue.server.processes import STOP_SIGNALS
 from opsqueue.server.settings_sources import OneLineParser, SettingsError
 
 #: Files in a chunk: small, so that there are many chunks to watch.
@@ -81,8 +81,9 @@ def run(words: Sequence[str]) -> int:
         f"Counting the identifiers in {len(files):,} files under {directory}", highlight=False, soft_wrap=True
     )
     try:
-        with _stopping_in_order():
-            outcome = _through_the_queue(console, files, arguments.consumers)
+        with _Interruption() as interruption:
+            outcome = _through_the_queue(console, files, arguments.consumers, interruption)
+            interruption.check()
             _report(console, files, outcome)
             return _check(console, files, outcome.results) if arguments.check else ExitCode.STOPPED
     except (DemoError, SubmissionFailedError) as error:
@@ -112,22 +113,34 @@ def _count(text: str) -> int:
     return int(text)
 
 
-@contextmanager
-def _stopping_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP interrupt us as Ctrl-C does, so that everything is cleaned up."""
-    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+class _Interruption:
+    """Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt, so that everything is cleaned up.
+
+    Also remembered, because a library in which the exception comes up may lose it, as cbor2 does while it encodes.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def _handle(self, *_: object) -> None:
+        self._came = True
+        raise KeyboardInterrupt
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if one was lost."""
+        if self._came:
+            raise KeyboardInterrupt
 
 
-def _through_the_queue(console: Console, files: list[str], consumer_count: int) -> Outcome:
+def _through_the_queue(console: Console, files: list[str], consumer_count: int, interruption: _Interruption) -> Outcome:
     """Start everything, submit the files, follow the submission, and read its results."""
     with ExitStack() as stack:
         home = stack.enter_context(_home())
@@ -142,7 +155,7 @@ def _through_the_queue(console: Console, files: list[str], consumer_count: int) 
         client = ProducerClient(server, store_url)
         begun = time.monotonic()
         submission = client.insert_submission(files, chunk_size=CHUNK_SIZE)
-        chunks = _follow(console, client, submission, consumers)
+        chunks = _follow(console, client, submission, consumers, interruption)
         results = list(client.blocking_stream_completed_submission(submission))
         seconds = time.monotonic() - begun
         return Outcome(results, chunks, _retries(server), seconds)
@@ -163,7 +176,7 @@ def _server(home: Path) -> Iterator[str]:
     """A server on a free port; its address."""
     reading, writing = os.pipe()
     flags = ["--port", "0", "--report-bound-port-pipe", str(writing), "--database-filename", str(home / "opsqueue.db")]
-    with _process(home, "server", ["opsqueue", "serve", *flags], pass_fds=(writing,)) as process:
+    with _process(home, "server", flags, pass_fds=(writing,)) as process:
         os.close(writing)
         with os.fdopen(reading, "rb") as pipe:
             ready, _, _ = select.select([pipe], [], [], START_WITHIN_S)
@@ -176,25 +189,24 @@ def _server(home: Path) -> Iterator[str]:
 
 @contextmanager
 def _consumer(home: Path, server: str, store_url: str) -> Iterator[subprocess.Popen[bytes]]:
-    with _process(home, "consumers", ["opsqueue.cli.demo_consumer", server, store_url]) as process:
+    with _process(home, "consumer", [server, store_url]) as process:
         yield process
 
 
 @contextmanager
 def _process(
-    home: Path, log: str, words: list[str], pass_fds: tuple[int, ...] = ()
+    home: Path, role: str, words: list[str], pass_fds: tuple[int, ...] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that runs a module and logs into `home`. Ctrl-C does not reach it: we stop it, in our order."""
-    parent = os.getpid()
-    with _log_path(home, log).open("ab") as output:
+    """A process of ours, which logs into `home`. Ctrl-C does not reach it: we stop it, in our order."""
+    with _log_path(home, role).open("ab") as output:
+        # No preexec_fn: an interrupt that arrives while Python forks with one is lost.
         process = subprocess.Popen(
-            [sys.executable, "-m", *words],
+            [sys.executable, "-m", "opsqueue.cli.demo_process", str(os.getpid()), role, *words],
             pass_fds=pass_fds,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             process_group=0,
-            preexec_fn=lambda: end_with_parent(parent),
         )
     try:
         yield process
@@ -204,7 +216,7 @@ def _process(
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """Ask it to stop, and kill it if it does not. A second Ctrl-C does not keep us from it."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
     try:
         process.send_signal(signal.SIGINT)
         process.wait(STOP_WITHIN_S)
@@ -212,7 +224,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.kill()
         process.wait()
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _log_path(home: Path, name: str) -> Path:
@@ -224,13 +237,18 @@ def _log(home: Path, name: str) -> str:
 
 
 def _follow(
-    console: Console, client: ProducerClient, submission: SubmissionId, consumers: list[subprocess.Popen[bytes]]
+    console: Console,
+    client: ProducerClient,
+    submission: SubmissionId,
+    consumers: list[subprocess.Popen[bytes]],
+    interruption: _Interruption,
 ) -> int:
     """Draw the submission's progress until its end; its number of chunks."""
     columns = (TextColumn("chunks"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("chunks", total=None)
         while True:
+            interruption.check()
             status = client.get_submission_status(submission)
             if not isinstance(status, SubmissionStatus.InProgress):
                 break

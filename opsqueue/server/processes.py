@@ -37,7 +37,7 @@ def set_process_name(name: str) -> None:
 
 
 def end_with_parent(parent: int) -> None:
-    """In a new child of the process `parent`: be killed when it ends."""
+    """In a child of the process `parent`: be killed when that ends."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before it could take us along
         os._exit(EXIT_UNHANDLED)

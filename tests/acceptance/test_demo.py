@@ -82,8 +82,7 @@ def test_an_interrupted_demo_leaves_nothing_behind(home: Path, number: int) -> N
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 130
-    assert errors == ""
+    assert process.returncode == 130, errors
     wait_until(lambda: not any(map(is_running, others)), "all its processes are gone", within=1)
     assert list(home.iterdir()) == []
 
