@@ -22,7 +22,7 @@ class SerializationFormat(Protocol):
         """The sequence of operations that `dumps` wrote."""
 
 
-class json_as_bytes:  # noqa: N801  # a name that programs import
+class json_as_bytes:  # a name that programs import
     """JSON in UTF-8 as a serialization format; `json` itself gives text."""
 
     @classmethod
