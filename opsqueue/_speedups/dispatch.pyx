@@ -128,12 +128,13 @@ cdef class Dispatch:
         return more
 
     def serve(self) -> None:
-        """Answer parked requests with what has become available, send notices, make everything visible."""
+        """Send notices, answer parked requests with what has become available, make everything visible."""
         cdef Endpoint endpoint
+        if self.engine.notice_count:
+            # First: a holder that has lost a chunk may be given the same one again below, and must hear of it in this order.
+            self.send_notices()
         if self.parked and self.engine.available:
             self.serve_waiters()
-        if self.engine.notice_count:
-            self.send_notices()
         for endpoint in self.endpoints:
             endpoint.flush()
 
