@@ -574,7 +574,12 @@ cdef class ConsumerConnection:
         if (self.block == BLOCK_RING and not self.leaving) or (self.leaving and not self.left):
             self.hub.block(self)
         if self.transport is not None and self.state != GONE:
-            wanted = self.state == SHUT or self.block == BLOCK_NONE
+            # Who waits for answers may wait long: reading on, within bounds, shows at once when he has gone.
+            wanted = (
+                self.state == SHUT
+                or self.block == BLOCK_NONE
+                or (self.block == BLOCK_PARKED and self.kept.size < RECEIVE_SIZE)
+            )
             if wanted != self.reading:
                 self.reading = wanted
                 if wanted:

@@ -125,6 +125,24 @@ def test_a_flood_of_requests_waits_in_the_sender_and_others_go_on(serve: Serve) 
     assert other.reserve_ids(2) == [(submission, 0), (submission, 1)]
 
 
+@pytest.mark.parametrize("end", ["drop", "reset"])
+def test_the_end_of_a_connection_with_thousands_of_waiting_requests_is_noticed_at_once(wire: Wire, end: str) -> None:
+    wire.producer.insert(1)
+    flooding, other = wire.consumer(), wire.consumer()
+    [held] = flooding.reserve_ids()
+    flooding.say(*[ONE] * 3000)
+    wire.producer.wait_for_parked(1024)
+    nonce = other.ask()
+    begun = time.monotonic()
+    if end == "drop":
+        flooding.drop()
+    else:
+        flooding.reset()
+    assert [reserved.id for reserved in other.chunks(nonce)] == [held]
+    # The next heartbeat, which would show it too, is ten seconds away.
+    assert time.monotonic() - begun < 5
+
+
 def test_a_writer_that_stands_still_holds_up_the_senders_and_nothing_is_lost(server_factory: ServerFactory) -> None:
     server = server_factory(heartbeat_interval="100ms", max_missable_heartbeats=1)
     [frontend], [writer] = server.pids()["frontend"], server.pids()["writer"]

@@ -370,17 +370,25 @@ def test_a_failures_text_is_cut_between_characters(shift: int) -> None:
     feed.close()
 
 
-def test_a_request_that_reaches_the_limit_pauses_reading_until_answers_come() -> None:
+def test_requests_above_the_limit_wait_here_and_many_of_them_pause_reading_until_answers_come() -> None:
     feed = Feed(describe=lambda submission: description_of(a_submission(submission)))
-    feed.receive(b"".join(want("Oldest", nonce=nonce) for nonce in range(3000)))
+    messages = [want("Oldest", nonce=nonce) for nonce in range(9000)]
+    feed.receive(b"".join(messages[:3000]))
     assert len(feed.records()) == feed.connection.parked == 1024
+    # Still read: the end of the connection would be seen.
+    assert feed.transport.reading
+    for message in messages[3000:]:
+        feed.receive(message)
+        if not feed.transport.reading:
+            break
     assert not feed.transport.reading
+    sent = messages.index(message) + 1
+    assert 256 * 1024 <= sum(map(len, messages[1024:sent])) < 257 * 1024
     asked = []
-    for nonce in range(3000):
-        assert not feed.transport.reading or feed.connection.parked < 1024
+    for nonce in range(sent):
         feed.hub.handle_record(64, reserved(feed.connection.number, nonce, (1, nonce, 0, 0, 0)))
         asked += [record.nonce for record in feed.records()]
-    assert asked == list(range(1024, 3000))
+    assert asked == list(range(1024, sent))
     assert feed.transport.reading
     assert feed.connection.parked == 0
     feed.close()
