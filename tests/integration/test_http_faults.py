@@ -11,11 +11,11 @@ from typing import Any
 import aiohttp
 import pytest
 import uvloop
-from opsqueue.server.writer.journal import SqliteJournal
 
 from opsqueue._speedups.counters import Counter
 from opsqueue.server import requests
 from opsqueue.server.writer.batch import JournalOptions
+from opsqueue.server.writer.journal import SqliteJournal
 
 from .scripted_frontend import LIMITS, MAX_BODY, SLOT, VERSION, Frontend, scripted_frontend
 
