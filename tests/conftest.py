@@ -18,13 +18,14 @@ class ServerFactory(Protocol):
     def __call__(self, **settings: object) -> Server: ...
 
 
-_servers = pytest.StashKey[list[Server]]()
+#: Where an item keeps the servers that its fixtures started, so that their logs show when it fails.
+SERVERS = pytest.StashKey[list[Server]]()
 
 
 @pytest.fixture
 def server_factory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerFactory]:
     """Starts servers, each with a database of its own unless told otherwise; all are gone after the test."""
-    started = request.node.stash.setdefault(_servers, [])
+    started = request.node.stash.setdefault(SERVERS, [])
     with ExitStack() as stack:
 
         def start(**settings: object) -> Server:
@@ -57,6 +58,6 @@ def pytest_runtest_makereport(
     """A failed test shows what its servers have logged."""
     report = yield
     if report.failed:
-        for server in item.stash.get(_servers, []):
+        for server in item.stash.get(SERVERS, []):
             report.sections.append((f"log of the server in {server.directory}", server.log()))
     return report

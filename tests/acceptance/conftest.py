@@ -7,7 +7,7 @@ from typing import Protocol
 
 import pytest
 
-from tests.conftest import _servers
+from tests.conftest import SERVERS
 from tests.support.raw_consumer import RawConsumer
 from tests.support.raw_producer import RawProducer
 from tests.support.server import Server
@@ -66,12 +66,12 @@ def serve(
         key = repr(sorted(settings.items()))
         if key not in _wires:
             server = Server(tmp_path_factory.mktemp("server"), dict(settings))
-            request.node.stash.setdefault(_servers, []).append(server)
+            request.node.stash.setdefault(SERVERS, []).append(server)
             _wires[key] = Wire(server.start())
         wire = _wires[key]
         if wire not in used:
             used.append(wire)
-            servers = request.node.stash.setdefault(_servers, [])
+            servers = request.node.stash.setdefault(SERVERS, [])
             if wire.server not in servers:
                 servers.append(wire.server)
         return wire
