@@ -130,9 +130,8 @@ class Decisions:
         self._commits.staged.pauses.append((PauseChange(submission, paused), asker))
 
     def _ping(self, asker: Asker) -> None:
-        if not self._commits.healthy:
-            self._reply(asker, requests.Unavailable("the last commit failed", 1, False))
-        elif self._commits.seconds_since_success(time.monotonic()) < PING_BELIEVES_S:
+        recent = self._commits.seconds_since_success(time.monotonic()) < PING_BELIEVES_S
+        if self._commits.healthy and recent:
             self._reply(asker, requests.Done())
-        else:
+        else:  # also after a failure: where nothing else happens, only a ping's commit finds out that it is over
             self._commits.staged.pings.append(asker)
