@@ -356,7 +356,8 @@ class Connection:
 
     def _closed(self, code: int, reason: str) -> None:
         text = f"the server closed it with code {code}{': ' + reason if reason else ''}"
-        if code == _POLICY_VIOLATION:
+        # A server that knows refusals sends them as messages: then it means missed heartbeats, as after SIGSTOP.
+        if code == _POLICY_VIOLATION and not self.knows(wire.REFUSAL):
             raise InternalConsumerClientError(f"{self._address.consumer}: {text}")
         raise EOFError(text)
 

@@ -443,9 +443,11 @@ def test_a_refused_request_is_the_callers_mistake(fake: Running, consumer: Consu
         consumer.reserve_chunks()
 
 
-def test_a_policy_close_is_an_error_with_the_reason(fake: Running, consumer: ConsumerClient) -> None:
+def test_a_policy_close_of_a_server_without_refusals_is_an_error_with_the_reason(
+    fake: Running, consumer: ConsumerClient
+) -> None:
     async def talk(ws: web.WebSocketResponse) -> None:
-        await ws.send_bytes(init())
+        await ws.send_bytes(init(features=None))
         await ws.receive()
         await ws.close(code=1008, message=b"no such strategy")
 
