@@ -45,6 +45,7 @@ cdef class Dispatch:
     cdef uint32_t free_waiter
     cdef readonly uint32_t parked
     cdef uint64_t arrivals
+    cdef bint more_waiters                    # the last look at them ended at its bound, and had served some
     # scratch
     cdef ReservedChunk *reserved
     # what the Python loop gets

@@ -133,6 +133,7 @@ cdef class Dispatch:
         if self.engine.notice_count:
             # First: a holder that has lost a chunk may be given the same one again below, and must hear of it in this order.
             self.send_notices()
+        self.more_waiters = False
         if self.parked and self.engine.available:
             self.serve_waiters()
         for endpoint in self.endpoints:
@@ -154,6 +155,8 @@ cdef class Dispatch:
         """Ask all front-ends for signals; False: there is something to do."""
         cdef Endpoint endpoint
         cdef uint32_t index = 0
+        if self.more_waiters:
+            return False
         for endpoint in self.endpoints:
             if endpoint.incoming.header.consumer_seen != endpoint.incoming.header.producer_epoch:
                 return False
@@ -417,6 +420,7 @@ cdef class Dispatch:
         """Oldest first over all front-ends that have room. Who cannot be served now (his index is being built) is passed over."""
         cdef uint32_t index, best_index, at
         cdef uint32_t looked = 0
+        cdef uint32_t served = 0
         cdef uint32_t *cursors = <uint32_t *>calloc(self.frontend_count, sizeof(uint32_t))
         cdef Waiter *waiter
         cdef Waiter *candidate
@@ -444,6 +448,8 @@ cdef class Dispatch:
                 <Endpoint>self.endpoints[best_index], waiter.holder, waiter.nonce, waiter.max, waiter.strategy
             ):
                 self.unpark(at)
+                served += 1
+        self.more_waiters = looked == WAITERS_A_TURN and served > 0
         free(cursors)
 
     # --- connections and front-ends that end ---

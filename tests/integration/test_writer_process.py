@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from opsqueue._speedups.board import SlotState
@@ -144,6 +145,29 @@ def test_an_insert_beyond_the_memory_limit_is_unavailable_and_consumers_go_on(tm
         assert "--memory-limit" in refused.reason
         writer.open(1)
         assert writer.reserve(1)[0].submission == submission
+
+
+def test_inserts_on_their_way_to_the_disk_count_against_the_memory_limit(tmp_path: Path) -> None:
+    with bare_writer(tmp_path / "q.db", memory_limit=1 << 20) as writer:
+        asked = []
+        for number in range(200):
+            asked.append(writer.ask_insert(f"p{number}", 3_000_000))
+            writer.call(requests.Counts())  # answered at once: the next insert comes while this one is being stored
+        replies = [writer.answer(number) for number in asked]
+        assert sum(isinstance(reply, requests.Inserted) for reply in replies) == 1
+
+
+def test_thousands_of_parked_requests_are_answered_without_a_pause(tmp_path: Path) -> None:
+    with bare_writer(tmp_path / "q.db") as writer:
+        writer.open(1)
+        for _ in range(12_500):
+            writer.want(1)
+        assert writer.status(1) == requests.NotHeld()  # so all are parked
+        writer.insert("p", 12_500)
+        begun = time.monotonic()
+        writer.until(lambda: len(writer.reserved) == 12_500)
+        # the loop looks at 4,096 at a time; sleeping in between would take a second each
+        assert time.monotonic() - begun < 0.9
 
 
 def test_a_billion_chunks_are_inserted_and_handed_out_from_both_ends(tmp_path: Path) -> None:

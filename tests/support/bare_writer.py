@@ -142,6 +142,10 @@ class BareWriter:
         return self.answer(self.ask(request))
 
     def insert(self, prefix: str, count: int, **fields: object) -> requests.Reply:
+        return self.answer(self.ask_insert(prefix, count, **fields))
+
+    def ask_insert(self, prefix: str, count: int, **fields: object) -> int:
+        """Send an insert; the number of the request."""
         insert = requests.Insert(
             prefix=prefix,
             count=count,
@@ -154,7 +158,7 @@ class BareWriter:
             otel_trace_carrier="{}",
             paused=False,
         )
-        return self.call(msgspec.structs.replace(insert, **fields))
+        return self.ask(msgspec.structs.replace(insert, **fields))
 
     def status(self, submission: int) -> requests.Reply:
         return self.call(requests.Status(submission))

@@ -6,7 +6,7 @@ Owns what is staged and what is applied but not stored. Reads no ring and sends 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from opsqueue._speedups.board import Board
 from opsqueue._speedups.counters import Counter, observe_seconds
@@ -21,6 +21,7 @@ from opsqueue.server.writer.batch import (
     Failure,
     InsertOutcome,
     InsertResult,
+    NewSubmission,
     Outcome,
     State,
 )
@@ -86,6 +87,12 @@ class Commits:
     def covers(self, submission: int) -> bool:
         """The file has every change of an unfinished submission."""
         return self._engine.changed_batch(submission) <= self._committed
+
+    def inserts_under_way(self) -> Iterator[NewSubmission]:
+        """Those that the engine does not hold yet: staged, or on their way through the journal."""
+        for staged in (self.staged, self._in_hand.staged if self._in_hand else None):
+            if staged is not None:
+                yield from (new for new, _ in staged.inserts)
 
     def is_being_cancelled(self, submission: int) -> bool:
         """A cancel of it is staged, or on its way through the journal."""

@@ -78,19 +78,20 @@ class Decisions:
         self._commits.applied.outputs.append(DirectOutput(submission, chunk, content))
 
     def _insert(self, asker: Asker, insert: requests.Insert) -> None:
-        staged = self._commits.staged
         needed = worst_case_bytes(insert.count)
-        needed += sum(worst_case_bytes(new.insert.count) for new, _ in staged.inserts)
-        if self._engine.promised + needed > self._memory_limit:
+        promised = self._engine.promised + sum(
+            worst_case_bytes(new.insert.count) for new in self._commits.inserts_under_way()
+        )
+        if promised + needed > self._memory_limit:
             reason = (
-                f"{insert.count} chunks need up to {needed} bytes of memory, {self._engine.promised} of "
+                f"{insert.count} chunks need up to {needed} bytes of memory, {promised} of "
                 f"{self._memory_limit} (--memory-limit) are promised; try again when submissions have ended"
             )
             self._reply(asker, requests.Unavailable(reason, MEMORY_RETRY_AFTER_S, False))
             return
         now_ns = time.time_ns()
         submission = self._ids.next(now_ns // 1_000_000)
-        staged.inserts.append((NewSubmission(submission, insert, now_ns // 1000), asker))
+        self._commits.staged.inserts.append((NewSubmission(submission, insert, now_ns // 1000), asker))
 
     def _status(self, asker: Asker, submission: int) -> None:
         if not self._engine.holds(submission):

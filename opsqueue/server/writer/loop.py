@@ -5,6 +5,7 @@ No asyncio, no parsing, no network, no SQLite.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -124,7 +125,8 @@ class WriterLoop:
             pid = self._board.pid(frontend_slot(index))
             log.error("a front-end's ring is damaged; the front-end is ended", frontend=index, pid=pid)
             self._board.add(WRITER_SLOT, Counter.BAD_RINGS, 1)
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(pid, signal.SIGKILL)
         self._dispatch.bad_frontends.clear()
 
     def _stop(self) -> None:
