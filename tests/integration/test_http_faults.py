@@ -11,9 +11,11 @@ from typing import Any
 import aiohttp
 import pytest
 import uvloop
+from aiohttp import web
 
 from opsqueue._speedups.counters import Counter
 from opsqueue.server import requests
+from opsqueue.server.frontend.body import BodyReader
 from opsqueue.server.writer.batch import JournalOptions
 from opsqueue.server.writer.journal import SqliteJournal
 
@@ -233,6 +235,28 @@ async def test_bodies_that_do_not_fit_into_memory_together_are_503(
     for _, end in ends:
         end.transport.abort()
     assert (await insert(http, STORED))[0] == 200
+
+
+async def test_a_single_body_is_taken_however_little_memory_there_is_for_several() -> None:
+    bodies = BodyReader(MAX_BODY, in_memory=1)
+    seen: list[bytes] = []
+    reading = asyncio.Event()
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        reading.set()
+        seen.append(await bodies.read(request))
+        return web.Response()
+
+    server = await asyncio.get_running_loop().create_server(web.Server(handle), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+    await reading.wait()
+    writer.write(b"0\r\n\r\n")
+    assert (await reader.readline()).split()[1] == b"200"
+    assert seen == [b"a"]
+    writer.transport.abort()
+    server.close()
 
 
 async def test_a_client_that_waits_for_100_continue_gets_it(frontend: Frontend) -> None:

@@ -13,7 +13,7 @@ from opsqueue.server.frontend import errors
 
 #: Seconds until a body must have come whole.
 BODY_TIMEOUT_S = 60.0
-#: Bytes of bodies that one front-end holds at a time; more are answered 503.
+#: Bytes of bodies that one front-end holds at a time; more are answered 503, unless it is a single one.
 BODIES_IN_MEMORY = 256 * 1024 * 1024
 
 T = TypeVar("T")
@@ -79,7 +79,8 @@ class BodyReader:
             if len(whole) > self._max:
                 raise self._too_large(f"{len(whole)} bytes")
             return whole
-        if self._held + expected > self._in_memory:
+        # one may always: its own limit is --max-body-size
+        if self._held and self._held + expected > self._in_memory:
             raise errors.unavailable("too many large requests at once; try again", close=True)
         self._held += expected
         try:
