@@ -30,7 +30,11 @@ _RETRIED = frozenset((500, 502, 503, 504))
 _CONNECTIONS = 16
 _USER_AGENT = f"opsqueue/{own_version().removeprefix('v')}"
 #: Seconds to connect, and of silence before an answer; a server says 503 long before.
-_TIMEOUT = urllib3.Timeout(connect=10.0, read=60.0)
+CONNECT_S = 10.0
+READ_S = 60.0
+#: Seconds that a try has at least, also when its caller's deadline is nearer.
+SHORTEST_S = 0.1
+_TIMEOUT = urllib3.Timeout(connect=CONNECT_S, read=READ_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +86,22 @@ class HttpClient:
     ) -> Answer:
         """The answer to a request below the server's base, whatever its status, unless it is one that is retried.
 
-        `deadline` is of time.monotonic(); retries end there too. Raises InternalProducerClientError with the cause.
+        `deadline` is of time.monotonic(); without an answer by then TimeoutError is raised. Raises
+        InternalProducerClientError with the cause.
         """
         backoff = Backoff()
         give_up = time.monotonic() + MAX_SECONDS
-        if deadline is not None:
-            give_up = min(give_up, deadline)
         attempt = 0
         while True:
             attempt += 1
-            outcome = self._try(method, path, body, headers or {})
+            outcome = self._try(method, path, body, headers or {}, _timeout(deadline))
             if isinstance(outcome, Answer):
                 return outcome
             pause = max(backoff.next(), min(outcome.retry_after_s, LARGEST_S))
+            if deadline is not None and time.monotonic() + pause > deadline:
+                raise TimeoutError(
+                    f"{method} {self._url(path)} had no answer in time: {outcome.text}"
+                ) from outcome.cause
             if attempt == MAX_TRIES or time.monotonic() + pause > give_up:
                 raise self.failed(method, path, outcome, attempt)
             level = logging.WARNING if attempt == 5 else logging.DEBUG
@@ -106,7 +113,7 @@ class HttpClient:
 
     def try_once(self, method: str, path: str) -> Answer | Failure:
         """One try without a body."""
-        return self._try(method, path, None, {})
+        return self._try(method, path, None, {}, _TIMEOUT)
 
     def failed(self, method: str, path: str, failure: Failure, attempts: int) -> InternalProducerClientError:
         """The error that a request ends with, its cause attached."""
@@ -117,12 +124,20 @@ class HttpClient:
     def _url(self, path: str) -> str:
         return self._address.http + path
 
-    def _try(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer | Failure:
+    def _try(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str], timeout: urllib3.Timeout
+    ) -> Answer | Failure:
         pool = self._connections()
         headers = {"User-Agent": _USER_AGENT, **headers}
         try:
             response = pool.urlopen(
-                method, self._address.path + path, body=body, headers=headers, retries=False, redirect=False
+                method,
+                self._address.path + path,
+                body=body,
+                headers=headers,
+                retries=False,
+                redirect=False,
+                timeout=timeout,
             )
         except (NewConnectionError, ConnectTimeoutError) as error:
             return Failure(str(error), arrived=False, cause=error)
@@ -157,6 +172,14 @@ class HttpClient:
                 )
                 _resolve(self._address.host)
             return self._pool
+
+
+def _timeout(deadline: float | None) -> urllib3.Timeout:
+    if deadline is None:
+        return _TIMEOUT
+    # the last question may be asked at the deadline itself
+    left = max(deadline - time.monotonic(), SHORTEST_S)
+    return urllib3.Timeout(connect=min(CONNECT_S, left), read=min(READ_S, left))
 
 
 def _seconds(text: str | None) -> float:

@@ -25,6 +25,7 @@ from opsqueue.exceptions import (
     ChunkStorageError,
     IncorrectUsageError,
     InternalConsumerClientError,
+    OpsqueueInternalError,
 )
 from opsqueue.protocol import consumer as wire
 
@@ -239,6 +240,9 @@ class ConsumerClient:
         except ConnectionLostError as error:
             link.close()
             raise InternalConsumerClientError(str(error)) from error
+        except OpsqueueInternalError:  # what ended the connection: said once, the next call reconnects
+            link.close()
+            raise
 
 
 def _outcome_error(future: Future[None]) -> StoreError | None:

@@ -181,9 +181,11 @@ class ProducerClient:
         chunk = reason.chunk if isinstance(reason, SubmissionNotCancellable.Failed) else None
         raise SubmissionNotCancellableError(reason, chunk)
 
-    def get_submission_status(self, submission_id: SubmissionId) -> SubmissionStatus | None:
-        """Its status, None when it is unknown."""
-        answer = self._http.request("GET", f"{_SUBMISSIONS}/{_number(submission_id)}")
+    def get_submission_status(
+        self, submission_id: SubmissionId, *, deadline: float | None = None
+    ) -> SubmissionStatus | None:
+        """Its status, None when it is unknown. TimeoutError at `deadline`, which is of time.monotonic()."""
+        answer = self._http.request("GET", f"{_SUBMISSIONS}/{_number(submission_id)}", deadline=deadline)
         found = _decoded(wire.decode_status, _expect(answer, "the status"))
         return None if found is None else convert.status(found)
 
@@ -239,7 +241,7 @@ class ProducerClient:
         deadline = None if timeout is None else time.monotonic() + timeout
         pauses = Backoff(jitter=False)
         while True:
-            status = _ended(submission_id, self.get_submission_status(submission_id))
+            status = _ended(submission_id, self.get_submission_status(submission_id, deadline=deadline))
             if status is not None:
                 return self._results(status)
             pause = pauses.next()

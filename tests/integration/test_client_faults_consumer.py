@@ -641,3 +641,24 @@ def test_ctrl_c_ends_a_loop_that_finds_no_server(caplog: pytest.LogCaptureFixtur
         finally:
             logging.getLogger("opsqueue.consumer").removeHandler(handler)
         assert time.monotonic() - fired[0] < 1
+
+
+def test_a_report_after_a_refusal_reports_the_reason_once_and_the_next_call_reconnects(
+    fake: Running, consumer: ConsumerClient
+) -> None:
+    refusing = [True]
+
+    async def talk(ws: web.WebSocketResponse) -> None:
+        await ws.send_bytes(init(features=None))
+        if refusing:
+            refusing.clear()
+            await ws.close(code=1008, message=b"not you")
+        await ws.receive()
+
+    fake.server.talk = talk
+    connection = consumer.inner.connect()
+    assert connection._ended.wait(10)
+    with pytest.raises(InternalConsumerClientError, match="not you"):
+        consumer.fail_chunk(SubmissionId(1), None, ChunkIndex(0), "x")
+    consumer.fail_chunk(SubmissionId(1), None, ChunkIndex(0), "x")
+    assert len(fake.server.handshakes) == 2

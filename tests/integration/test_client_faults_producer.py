@@ -301,6 +301,19 @@ def test_a_wait_ends_at_its_timeout(fake: Running, producer: ProducerClient) -> 
         producer.blocking_stream_completed_submission(submission_id, timeout=0.2)
 
 
+def test_a_wait_ends_at_its_timeout_when_nobody_answers(tmp_path: Path) -> None:
+    with socket.socket() as silent, socket.socket() as unused:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        unused.bind(("127.0.0.1", 0))
+        for listener in (silent, unused):
+            producer = ProducerClient(f"127.0.0.1:{listener.getsockname()[1]}", tmp_path.as_uri())
+            begun = time.monotonic()
+            with pytest.raises(TimeoutError):
+                producer.blocking_stream_completed_submission(SubmissionId(1), timeout=0.3)
+            assert time.monotonic() - begun < 5
+
+
 async def test_waiting_leaves_the_event_loop_free(fake: Running, producer: ProducerClient) -> None:
     number = fake.server.add([None], None)
     waiting = asyncio.create_task(producer.async_stream_completed_submission_chunks(SubmissionId(number)))
