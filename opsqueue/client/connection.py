@@ -7,9 +7,11 @@ handshake, receive), so callers only ever wait for a future, which signals can i
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import ssl
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -91,6 +93,11 @@ class Connection:
         #: Gives the server's Init; raises ConnectError, or InternalConsumerClientError when trying again is no use.
         self.opened: Future[wire.Init] = Future()
         self._lock = threading.RLock()
+        #: Held while bytes are written, never together with the lock: who receives must not wait for who sends, because
+        #: a server may read no more until what it has sent is received.
+        self._writing = threading.Lock()
+        #: What is to be written, in order; an empty one ends our direction.
+        self._out: deque[memoryview] = deque()
         self._ended = threading.Event()
         self._socket: socket.socket | None = None
         self._protocol = ClientProtocol(
@@ -106,7 +113,8 @@ class Connection:
         self._parts: list[bytes] = []
         self._features: frozenset[str] = frozenset()
         self._is_reference = False
-        threading.Thread(target=self._run, name="opsqueue-connection", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="opsqueue-connection", daemon=True)
+        self._thread.start()
 
     def knows(self, feature: str) -> bool:
         """Whether the server agreed to `feature`."""
@@ -128,7 +136,8 @@ class Connection:
             self._check()
             for message in messages:
                 self._queue(message)
-            self._flush()
+            self._pass_on()
+        self._write()
 
     def reserve(
         self, reservation: Reservation, maximum: int, strategy: Strategy, before: Sequence[wire.ClientContents] = ()
@@ -140,7 +149,8 @@ class Connection:
                 self._queue(message)
             self._pending[self._nonce] = reservation
             self._queue(wire.WantToReserveChunks(maximum, strategy))
-            self._flush()
+            self._pass_on()
+        self._write()
 
     def give_back(self, reservation: Reservation) -> None:
         """Returns what came of `reservation` and was not reported on; also what is yet to come of it."""
@@ -149,6 +159,7 @@ class Connection:
             ids = [chunk_id for chunk_id in reservation.ids if chunk_id in self._held]
             if ids and self.alive:
                 self._give_back(ids)
+        self._write_if_open()
 
     def close_if_idle(self) -> None:
         """Closes properly unless somebody waits for chunks or holds some."""
@@ -164,11 +175,9 @@ class Connection:
                 self._closing = True
                 if self._error is None and self._protocol.state is State.OPEN:
                     self._protocol.send_close(1000)
-                    try:
-                        self._flush()
-                    except ConnectionLostError as error:
-                        logger.debug("the connection was lost while it was closed: %s", error)
+                    self._pass_on()
             sock = self._socket
+        self._write_if_open()
         if sock is None:
             return
         self._ended.wait(_CLOSE_TIMEOUT_S)
@@ -191,31 +200,66 @@ class Connection:
             first, rest = rest[: wire.MAX_FRAME_BYTES], rest[wire.MAX_FRAME_BYTES :]
             self._protocol.send_continuation(first, fin=not rest)
 
-    def _flush(self) -> None:
-        """Writes what is queued. A signal's exception waits until all is written: half a frame would end everything."""
+    def _pass_on(self) -> None:
+        """Under the lock: what is queued is to be written next, in one go."""
         parts = self._protocol.data_to_send()
-        ends = b"" in parts
-        view = memoryview(b"".join(parts))
-        interruption: BaseException | None = None
-        sock = self._socket
-        if sock is None:
+        if data := b"".join(parts):
+            self._out.append(memoryview(data))
+        if b"" in parts:
+            self._out.append(memoryview(b""))
+
+    def _write(self) -> None:
+        """Writes what was passed on, not under the lock. Raises ConnectionLostError.
+
+        A signal's exception waits until all is written: half a frame would end everything.
+        """
+        if threading.current_thread() is self._thread:
+            self._write_without_waiting()
             return
-        while view:
+        interruption: BaseException | None = None
+        # again, for what the receiving thread left to us when we were about to end
+        while self._out:
+            with self._writing:
+                while self._out:
+                    sock = self._socket
+                    if sock is None:
+                        raise ConnectionLostError(str(self._error or "the connection has ended"))
+                    try:
+                        self._write_part(sock)
+                    except OSError as error:
+                        raise self._lost(f"sending failed: {error}", error) from error
+                    except BaseException as error:
+                        if interruption is not None:
+                            raise
+                        interruption = error
+        if interruption is not None:
+            raise interruption
+
+    def _write_without_waiting(self) -> None:
+        """On the receiving thread. What finds no room is written after the next receive, or by who sends next."""
+        while self._out and self._writing.acquire(blocking=False):
             try:
-                view = view[sock.send(view) :]
-            except OSError as error:
-                raise self._lost(f"sending failed: {error}", error) from error
-            except BaseException as error:
-                if interruption is not None:
-                    raise
-                interruption = error
-        if ends:
+                sock = self._socket
+                if sock is None or not _has_room(sock):
+                    return
+                if self._out:
+                    self._write_part(sock)
+            finally:
+                self._writing.release()
+
+    def _write_part(self, sock: socket.socket) -> None:
+        part = self._out[0]
+        if part:
+            part = part[sock.send(part) :]
+            if part:
+                self._out[0] = part
+                return
+        else:
             try:
                 sock.shutdown(socket.SHUT_WR)
             except OSError as error:
                 logger.debug("the connection had ended already: %s", error)
-        if interruption is not None:
-            raise interruption
+        self._out.popleft()
 
     def _lost(self, text: str, cause: BaseException | None = None) -> ConnectionLostError:
         error = ConnectionLostError(f"the connection to {self._address.consumer} was lost: {text}")
@@ -240,8 +284,9 @@ class Connection:
             reservation.arrived.set_exception(error)
 
     def _give_back(self, ids: list[wire.ChunkId]) -> None:
+        """Under the lock; to be written after it."""
         if self.knows(wire.RELEASE):
-            self._send_if_open([wire.ReleaseChunk(chunk_id) for chunk_id in ids])
+            self._queue_all([wire.ReleaseChunk(chunk_id) for chunk_id in ids])
             return
         for chunk_id in ids:
             self._held.pop(chunk_id, None)
@@ -249,15 +294,18 @@ class Connection:
         if not self._held and not any(not reservation.abandoned for reservation in self._pending.values()):
             self._closing = True
             self._protocol.send_close(1000)
-            self._send_if_open([])
+            self._pass_on()
         else:
-            self._send_if_open([wire.FailChunk(chunk_id, "Requester disappeared") for chunk_id in ids])
+            self._queue_all([wire.FailChunk(chunk_id, "Requester disappeared") for chunk_id in ids])
 
-    def _send_if_open(self, messages: list[wire.ClientContents]) -> None:
+    def _queue_all(self, messages: Sequence[wire.ClientContents]) -> None:
+        for message in messages:
+            self._queue(message)
+        self._pass_on()
+
+    def _write_if_open(self) -> None:
         try:
-            for message in messages:
-                self._queue(message)
-            self._flush()
+            self._write()
         except ConnectionLostError as error:
             # which gives everything back, too
             logger.debug("%s", error)
@@ -302,7 +350,8 @@ class Connection:
             request.headers[wire.FEATURES_HEADER] = ", ".join(wire.FEATURES)
             request.headers["User-Agent"] = f"opsqueue/{own_version().removeprefix('v')}"
             self._protocol.send_request(request)
-            self._flush()
+            self._pass_on()
+        self._write()
 
     def _receive(self) -> bool:
         sock = self._socket
@@ -318,7 +367,8 @@ class Connection:
             else:
                 self._protocol.receive_eof()
             events = self._protocol.events_received()
-            self._flush()
+            self._pass_on()
+        self._write()
         self._check_handshake()
         for event in events:
             if isinstance(event, Frame):
@@ -426,10 +476,13 @@ class Connection:
         with self._lock:
             reservation.ids = [wire.ChunkId(chunk.submission_id, chunk.chunk_index) for chunk, _ in chunks]
             self._held.update(dict.fromkeys(reservation.ids))
-            if reservation.abandoned:
+            abandoned = reservation.abandoned
+            if abandoned:
                 self._give_back(reservation.ids)
-                reservation.arrived.set_result([])
-                return
+        if abandoned:
+            self._write_if_open()
+            reservation.arrived.set_result([])
+            return
         reservation.arrived.set_result(
             [Arrival(chunk, submission, reservation.fetch(chunk, submission)) for chunk, submission in chunks]
         )
@@ -440,7 +493,14 @@ class Connection:
             self._held.pop(chunk_id, None)
             if self._is_reference:
                 # a reference server counts the expiry when it is told
-                self._send_if_open([wire.FailChunk(chunk_id, "Reservation expired")])
+                self._queue_all([wire.FailChunk(chunk_id, "Reservation expired")])
+        self._write_if_open()
+
+
+def _has_room(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def _shut(sock: socket.socket) -> None:
