@@ -8,6 +8,14 @@ from __future__ import annotations
 
 import msgspec
 
+#: Bytes that the engine promises a submission beside its bits.
+SUBMISSION_BYTES = 256
+
+
+def worst_case_bytes(chunks: int) -> int:
+    """Memory that so many chunks may come to need: a quarter byte each (WIRE section 3), and the submission itself."""
+    return chunks // 4 + SUBMISSION_BYTES
+
 
 class Insert(msgspec.Struct, tag="insert", frozen=True):
     """A submission to store. Answered by Inserted, Conflict or Unavailable."""

@@ -6,7 +6,10 @@ The refusal is the kernel's: a limit on the size of files that the writer may wr
 import resource
 from pathlib import Path
 
+import pytest
+
 from opsqueue.server import requests
+from opsqueue.server.writer import commits
 from tests.support.bare_writer import BareWriter, bare_writer
 
 
@@ -93,3 +96,27 @@ def test_a_writer_killed_while_commits_fail_loses_only_what_nobody_was_told(tmp_
         assert writer.status(submission) == requests.Progress(chunks_done=1, paused=False)
         writer.open(1)
         assert [held.chunk for held in writer.reserve(1, 9)] == [1, 2, 3, 4]
+
+
+def test_a_writer_that_cannot_store_for_long_takes_nothing_more_until_it_can_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits, "LARGEST_CARRIED_BYTES", 500)
+    with bare_writer(tmp_path / "q.db") as writer:
+        submission = inserted(writer.insert("p", 3_000))
+        writer.open(1)
+        held = writer.reserve(1, 1_000)
+        refuse_writes(writer)
+        for each in held:
+            writer.complete(1, submission, each.chunk)
+        # Answered by the commit that fails with more than it may carry; from then on nothing is taken.
+        assert isinstance(writer.insert("q", 1), requests.Unavailable)
+        nonce = writer.want(1, 1)
+        asked = writer.ask(requests.Status(submission))
+        assert not writer.has_answered(asked)
+        allow_writes(writer)
+        assert writer.answer(asked) == requests.Progress(chunks_done=1_000, paused=False)
+        writer.until(lambda: nonce in writer.reserved)
+        writer.kill()
+        writer.start()
+        assert writer.status(submission) == requests.Progress(chunks_done=1_000, paused=False)

@@ -123,10 +123,10 @@ def _check_contents(contents: list[bytes], limits: InsertLimits) -> None:
 
 
 def _check_count(count: int, limits: InsertLimits) -> None:
-    # a quarter byte a chunk: one bit done, one bit reserved
-    if count // 4 > limits.memory_limit:
+    needed = requests.worst_case_bytes(count)
+    if needed > limits.memory_limit:
         raise errors.too_large(
-            f"{count} chunks may need {count // 4} bytes of the server's memory, it may use {limits.memory_limit} "
+            f"{count} chunks may need {needed} bytes of the server's memory, it may use {limits.memory_limit} "
             "(--memory-limit); use larger chunks, or several submissions"
         )
 

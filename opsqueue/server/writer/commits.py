@@ -33,6 +33,9 @@ from opsqueue.server.writer.journal_thread import JournalThread
 #: The oldest change waits at most this long for its commit when no answer depends on it. DESIGN: deferring by 5 ms is
 #: worth more than a second thread.
 COMMIT_AFTER_S = 0.005
+#: Bytes of applied changes that may wait for a commit that succeeds. Beyond that no record is taken until one does: one
+#: log row holds them all, and memory is not to grow without bound while the disk is full.
+LARGEST_CARRIED_BYTES = 64 * 1024 * 1024
 #: Pause between two attempts while commits fail.
 RETRY_AFTER_S = 0.1
 #: What a producer is told to wait when a commit failed.
@@ -67,6 +70,7 @@ class Commits:
         self._committed = last_batch
         self._in_hand: Commit | None = None
         self._carried = Applied()
+        self._carried_bytes = 0
         self._changed_at: float | None = None
         self._not_before = 0.0
         self._last_success = time.monotonic()
@@ -83,6 +87,11 @@ class Commits:
     @property
     def folding(self) -> Folding:
         return self._folding
+
+    @property
+    def overloaded(self) -> bool:
+        """Commits have failed for so long that nothing more should be applied before one succeeds."""
+        return self._carried_bytes > LARGEST_CARRIED_BYTES
 
     def covers(self, submission: int) -> bool:
         """The file has every change of an unfinished submission."""
@@ -201,6 +210,7 @@ class Commits:
         if not self.healthy:
             log.info("commits succeed again", batch=outcome.number)
         self.healthy = True
+        self._carried_bytes = 0
         self._committed = outcome.number
         self._last_success = time.monotonic()
         self._not_before = 0.0
@@ -264,6 +274,7 @@ class Commits:
         self._not_before = time.monotonic() + RETRY_AFTER_S
         self._folding.failed(commit.batch)
         self._carried = commit.applied.before(self._carried)
+        self._carried_bytes = self._carried.size
         unavailable = requests.Unavailable(
             f"the database refused the commit: {outcome.reason}",
             RETRY_AFTER_ANSWER_S,

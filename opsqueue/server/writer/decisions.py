@@ -23,15 +23,6 @@ MEMORY_RETRY_AFTER_S = 5
 log = logger("writer")
 
 
-#: What the engine promises a submission beside its bits.
-SUBMISSION_BYTES = 256
-
-
-def worst_case_bytes(chunks: int) -> int:
-    """Memory that a submission of so many chunks may come to need: a quarter byte each (WIRE section 3), and itself."""
-    return chunks // 4 + SUBMISSION_BYTES
-
-
 class Decisions:
     """Takes each cold request as it comes from a ring."""
 
@@ -78,9 +69,9 @@ class Decisions:
         self._commits.applied.outputs.append(DirectOutput(submission, chunk, content))
 
     def _insert(self, asker: Asker, insert: requests.Insert) -> None:
-        needed = worst_case_bytes(insert.count)
+        needed = requests.worst_case_bytes(insert.count)
         promised = self._engine.promised + sum(
-            worst_case_bytes(new.insert.count) for new in self._commits.inserts_under_way()
+            requests.worst_case_bytes(new.insert.count) for new in self._commits.inserts_under_way()
         )
         if promised + needed > self._memory_limit:
             reason = (

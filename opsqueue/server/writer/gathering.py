@@ -48,6 +48,11 @@ class Applied:
     def __bool__(self) -> bool:
         return bool(self.events or self.ended or self.outputs)
 
+    @property
+    def size(self) -> int:
+        """Bytes of events and outputs."""
+        return len(self.events) + sum(len(output.content) for output in self.outputs)
+
     def before(self, later: Applied) -> Applied:
         """These changes followed by later ones."""
         return Applied(self.events + later.events, self.ended + later.ended, self.outputs + later.outputs)

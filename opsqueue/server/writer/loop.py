@@ -75,7 +75,7 @@ class WriterLoop:
         # Before the records: a reservation's time must not begin when the loop fell asleep. What arrived in time counts
         # before what is due now expires.
         engine.now_ms = time.monotonic_ns() // 1_000_000
-        more = dispatch.turn()
+        more = not commits.overloaded and dispatch.turn()
         engine.advance(time.monotonic_ns() // 1_000_000)
         if self._journal.failed is not None:
             raise RuntimeError("the journal thread ended") from self._journal.failed
@@ -91,7 +91,7 @@ class WriterLoop:
         return more
 
     def _sleep(self) -> None:
-        if not self._dispatch.prepare_to_sleep():
+        if not self._commits.overloaded and not self._dispatch.prepare_to_sleep():
             return
         self._board.add(WRITER_SLOT, Counter.WRITER_WAKEUPS, 1)
         for fd, _ in self._poll.poll(self._sleep_ms()):
