@@ -212,6 +212,9 @@ def _kill_one(role: str) -> Callable[[Server], object]:
     return lambda server: os.kill(server.pids()[role][0], signal.SIGKILL)
 
 
+#: Enough that the work lasts for seconds: on a busy machine the disaster must still come before its end.
+OPERATIONS = 6_000
+
 DISASTERS: dict[str, Callable[[Server], object]] = {
     "restarted": lambda server: server.restart(),
     "killed and started": lambda server: server.restart(kill=True),
@@ -226,12 +229,12 @@ def test_whatever_happens_to_the_server_in_the_middle_all_results_come_back(
 ) -> None:
     server = server_factory(frontends=2)
     producer = ProducerClient(f"127.0.0.1:{server.port}", store_url)
-    submission_id = producer.insert_submission(range(2000), chunk_size=2)
+    submission_id = producer.insert_submission(range(OPERATIONS), chunk_size=2)
     with consumers(server, store_url):
         _wait_for_progress(producer, submission_id)
         disaster(server)
         results = producer.blocking_stream_completed_submission(submission_id, timeout=60)
-        assert list(results) == list(range(1, 2001))
+        assert list(results) == list(range(1, OPERATIONS + 1))
     assert producer.insert_submission([1], chunk_size=1) > submission_id
 
 
