@@ -123,7 +123,12 @@ class Connection:
     @property
     def alive(self) -> bool:
         """Whether the connection is of use, as far as is known."""
-        return self._error is None and not self._closing
+        return self._error is None and not self._closing and not self._is_ending
+
+    @property
+    def _is_ending(self) -> bool:
+        """The server's close frame has come, and the receiving thread has not dealt with it yet."""
+        return self._protocol.state in (State.CLOSING, State.CLOSED)
 
     @property
     def lost(self) -> bool:
@@ -186,7 +191,7 @@ class Connection:
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
-        if self._closing:
+        if self._closing or self._is_ending:
             raise ConnectionLostError("the connection was closed")
 
     def _queue(self, message: wire.ClientContents) -> None:
@@ -491,7 +496,7 @@ class Connection:
         logger.warning("the reservation of chunk %d of %d expired", chunk_id.chunk_index, chunk_id.submission_id)
         with self._lock:
             self._held.pop(chunk_id, None)
-            if self._is_reference:
+            if self._is_reference and self.alive:
                 # a reference server counts the expiry when it is told
                 self._queue_all([wire.FailChunk(chunk_id, "Reservation expired")])
         self._write_if_open()
