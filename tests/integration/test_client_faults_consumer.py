@@ -329,6 +329,37 @@ def test_a_report_after_the_connection_was_lost_raises_and_the_next_call_reconne
     assert len(consumer.reserve_chunks()) == 1
 
 
+def _close_frame_arrives(connection: Any) -> None:
+    """As when the receiving thread has read the server's close frame and has not dealt with it yet."""
+    with connection._lock:
+        connection._protocol.receive_data(b"\x88\x02\x03\xe9")
+
+
+def test_a_loop_that_reports_while_the_server_closes_reconnects_and_goes_on(
+    fake: Running, consumer: ConsumerClient
+) -> None:
+    fake.server.add(_direct([1], [2], [3]))
+
+    def close_at_the_first(op: int) -> int:
+        if op == 1 and len(fake.server.handshakes) == 1:
+            _close_frame_arrives(consumer.inner.connect())
+        return op
+
+    _run(consumer, close_at_the_first, 2)
+    assert len(fake.server.handshakes) == 2
+
+
+def test_a_report_while_the_server_closes_raises_and_the_next_call_reconnects(
+    fake: Running, consumer: ConsumerClient
+) -> None:
+    fake.server.add([b"a", b"b"])
+    (chunk,) = consumer.reserve_chunks()
+    _close_frame_arrives(consumer.inner.connect())
+    with pytest.raises(InternalConsumerClientError, match="closed"):
+        consumer.complete_chunk(chunk.submission_id, None, chunk.chunk_index, b"x")
+    assert len(consumer.reserve_chunks()) == 1
+
+
 def test_a_server_that_is_not_there_yet_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
