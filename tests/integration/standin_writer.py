@@ -190,7 +190,7 @@ class Rig:
         """Let the loop run until `true`; for what has no event of its own."""
         async with asyncio.timeout(10):
             while not true():
-                await asyncio.sleep(0)
+                await asyncio.sleep(0)  # because others need a turn
 
 
 @asynccontextmanager

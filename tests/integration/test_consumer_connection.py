@@ -436,7 +436,7 @@ async def test_a_peer_that_does_not_read_is_neither_read_nor_served_until_it_doe
             assert (await served.writer.next(RESERVE)).nonce == nonce
         for nonce in range(total):
             served.writer.send(RESERVED, reserved(connection, nonce, (9, nonce, 0, 0, 0)))
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # because others need a turn
         sent = served.count(Counter.BYTES_SENT)
         assert sent < total * 100_000 // 2
         await next_frame(reader)
@@ -707,7 +707,7 @@ async def test_a_peer_with_nagles_algorithm_does_not_wait_for_our_delayed_acks()
         begun = asyncio.get_running_loop().time()
         for nonce in range(rounds):
             writer.write(frame(encode_client(ClientMessage(nonce, CompleteChunk(ChunkId(9, nonce), None)))))
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # because others need a turn
             writer.write(frame(encode_client(ClientMessage(nonce, WantToReserveChunks(1, Oldest())))))
             await served.writer.next(COMPLETE)
             await served.writer.next(RESERVE)

@@ -22,7 +22,7 @@ async def test_a_request_in_flight_is_finished_and_its_connection_closed(
     asked = asyncio.create_task(insert(http, STORED))
     await frontend.writer.wait_for_requests(1)
     draining = asyncio.create_task(frontend.drain())
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # because others need a turn
     frontend.writer.client.on_reply(1, requests.encode(requests.Inserted(9, False)))
     status, text, response = await asked
     assert (status, text) == (200, "9")
@@ -60,7 +60,7 @@ async def test_an_idle_connection_is_closed_and_one_that_asks_just_then_is_answe
     idle_reader, idle_writer = await asyncio.open_connection("127.0.0.1", frontend.port)
     reader, writer = await asyncio.open_connection("127.0.0.1", frontend.port)
     draining = asyncio.create_task(frontend.drain())
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # because others need a turn
     body = json.dumps(STORED).encode()
     writer.write(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
     assert (await reader.read()).startswith(b"HTTP/1.1 200")

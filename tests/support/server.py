@@ -38,7 +38,7 @@ def wait_until(condition: Callable[[], bool], what: str, within: float = 10.0) -
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, f"not within {within} seconds: {what}"
-        time.sleep(0.005)
+        time.sleep(0.005)  # paces the look at a condition
 
 
 def is_running(pid: int) -> bool:

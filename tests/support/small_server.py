@@ -50,7 +50,7 @@ def writer(context: ServerContext, control: Control, lock_fd: int) -> int:
         if select.select([control.channel], [], [], 0.1)[0]:
             if "writer-ignores-stop" not in ORDERS:
                 return 0
-            time.sleep(0.1)
+            time.sleep(0.1)  # paces a loop that ignores its orders
 
 
 def frontend(context: ServerContext, control: Control, index: int) -> int:
@@ -66,7 +66,7 @@ def frontend(context: ServerContext, control: Control, index: int) -> int:
         if control.channel in ready:
             if "frontend-ignores-drain" not in ORDERS:
                 return 0
-            time.sleep(0.1)
+            time.sleep(0.1)  # paces a loop that ignores its orders
         if context.listener in ready:
             answer(context.listener, index)
 

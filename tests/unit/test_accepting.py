@@ -104,7 +104,7 @@ async def test_an_overloaded_front_end_pauses_and_goes_on_when_the_others_have_c
     # Several turns of its re-check: it does not take the third although it is there.
     for _ in range(5):
         board.progress(OTHER)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # paces the turns in which nothing may happen
     assert len(connections.transports) == 2
     board.set_connections(OTHER, 2)
     board.progress(OTHER)

@@ -50,7 +50,7 @@ async def test_a_reply_reaches_the_request_with_its_number() -> None:
     client = client_of(pump)
     first, second = (asyncio.create_task(client.ask(requests.Status(number))) for number in (1, 2))
     while len(pump.sent) < 2:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # because others need a turn
     client.on_reply(pump.sent[1][0], requests.encode(requests.Progress(2, False)))
     client.on_reply(pump.sent[0][0], requests.encode(requests.Progress(1, True)))
     assert await first == requests.Progress(1, True)
