@@ -1,8 +1,8 @@
 """Producers' requests that wait for a submission: how long, how many, and what ends them early. Asks no status.
 
 A wait costs a future, a timer of the loop's and an entry at the writer, no thread and nothing per chunk. It ends when
-the writer says that what it waits for is so, when its time is over, when its client has gone, when the front-end drains,
-and when the writer is replaced; all but the third are then answered with what is so at that moment.
+the writer says that what it waits for is so, when its time is over, when its client has gone, when the front-end
+drains, and when the writer is replaced; all but the third are then answered with what is so at that moment.
 """
 
 from __future__ import annotations
