@@ -1,4 +1,4 @@
-"""A producer that waits (?wait=) is answered when its submission has ended, when its time is over, and whatever dies."""
+"""A producer that waits (?wait=) is answered when its submission has ended, when time is over, and whatever dies."""
 
 from __future__ import annotations
 
@@ -233,8 +233,7 @@ def test_a_killed_front_ends_waits_are_forgotten_and_its_successors_work(server_
             assert state(wait.answer().body) == "Completed"
 
 
-def test_a_stopped_writer_lets_no_wait_say_what_is_not_stored(server_factory: ServerFactory) -> None:
-    """The end is in the writer's memory only while its commit is under way; a wait is answered after it."""
+def test_what_a_wait_has_said_survives_a_writer_that_is_killed_at_once(server_factory: ServerFactory) -> None:
     server = server_factory()
     with RawProducer(server.port) as producer, RawConsumer(server.port) as consumer:
         submission = producer.insert(1)

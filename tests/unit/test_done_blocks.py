@@ -1,4 +1,4 @@
-"""Done blocks against a model: what changed since a number is told once and nothing else is; old numbers are recognised."""
+"""Done blocks against a model: what changed since a number is told once, and old numbers are recognised."""
 
 from __future__ import annotations
 
