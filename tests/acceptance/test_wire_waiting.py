@@ -138,6 +138,7 @@ def test_a_wait_ends_when_its_client_disconnects(wire: Wire, path: object) -> No
     consumer = wire.consumer()
     consumer.complete(*consumer.reserve_ids())
     wire.producer.wait_for_state(submission, "Completed")
+    assert "Traceback" not in wire.server.log()
 
 
 def test_more_waits_than_allowed_are_503_with_retry_after_and_what_can_be_answered_is(serve: Serve) -> None:
@@ -216,6 +217,26 @@ def test_a_replaced_writer_ends_the_waits_with_the_status_that_it_recovered(
         with parked(server, producer, path(submission)) as again, RawConsumer(server.port) as consumer:
             consumer.complete(*consumer.reserve_ids(2))
             assert again.answer().status == 200
+
+
+def test_a_draining_server_answers_every_one_of_thousands_of_waits(server_factory: ServerFactory) -> None:
+    """With the status as far as there is time, with 503 beyond: no connection just ends."""
+    server = server_factory()
+    with RawProducer(server.port) as producer:
+        submission = producer.insert(3)
+        waits = [ParkedWait(server.port, (status_path, done_path)[at % 2](submission)) for at in range(MANY)]
+        producer.wait_for_metric(PARKED, MANY)
+        server.process.send_signal(signal.SIGTERM)
+        answers = [wait.answer() for wait in waits]
+        for wait in waits:
+            wait.drop()
+    assert {answer.status for answer in answers} <= {200, 503}
+    assert answers[0].status == 200
+    for answer in answers:
+        assert answer.headers["connection"] == "close"
+        assert answer.status == 200 or int(answer.headers["retry-after"]) >= 1
+    assert server.process.wait(10) == 0
+    assert "Traceback" not in server.log()
 
 
 def test_a_killed_front_ends_waits_are_forgotten_and_its_successors_work(server_factory: ServerFactory) -> None:

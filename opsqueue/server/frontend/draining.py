@@ -30,10 +30,11 @@ async def drain(
     """Takes at most about 0.45 s, and a few hundredths of a second when nothing is under way."""
     acceptor.stop()
     app.begin_draining()
-    waits.drain()
+    leaving = asyncio.ensure_future(waits.drain(FINISH_S))
     consumers = asyncio.ensure_future(hub.drain())
     await asyncio.sleep(ARRIVE_S)
     await app.wait_until_idle(FINISH_S)
+    await leaving
     writer.close("the server is stopping; try again")
     await app.wait_until_idle(FLUSH_S)
     server.pre_shutdown()

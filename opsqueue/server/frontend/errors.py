@@ -118,6 +118,11 @@ def bad_query(name: str, given: str, expected: str) -> HttpError:
     return wrong_shape(f"?{name}={given[:100]} in the request's query is not {expected}")
 
 
+def client_gone() -> HttpError:
+    """499: ends a request whose client has gone; nobody gets it, the metrics count it."""
+    return HttpError(499, close=True)
+
+
 def too_many_waits(limit: int) -> HttpError:
     """503: as many requests wait as may."""
     return unavailable(

@@ -51,6 +51,7 @@ class WriterClient:
         #: Those of the pending that are not in the ring yet.
         self._unsent: set[int] = set()
         self._closed: str | None = None
+        self._unwatches = True
         self._unwatching: set[asyncio.Task[None]] = set()
 
     def attach(self, pump: RequestPump) -> None:
@@ -97,9 +98,16 @@ class WriterClient:
                 reply.cancel()
                 self._unwatch(number)
 
+    def stop_unwatching(self) -> None:
+        """This front-end ends: its watches are void with it."""
+        self._unwatches = False
+
     def _unwatch(self, watch: int) -> None:
-        """Nobody waits for the answer; a ring without room is tried again until there is some."""
-        if self._closed is None:
+        """Nobody waits for the answer; a ring without room is waited for."""
+        if not self._unwatches or self._pump is None:
+            return
+        self._next += 1
+        if not self._pump.send_request(self._next - 1, requests.encode(requests.Unwatch(watch))):
             task = asyncio.ensure_future(self._ask_unwatch(watch))
             self._unwatching.add(task)
             task.add_done_callback(self._unwatching.discard)
@@ -160,6 +168,7 @@ class WriterClient:
 
     def close(self, reason: str) -> None:
         """Answer what is pending, and what still comes, with `reason`."""
+        self._unwatches = False
         self._closed = reason
         for waiting in list(self._pending.values()):
             if not waiting.done():
