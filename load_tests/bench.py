@@ -1,252 +1,111 @@
 """`make bench`: what opsqueue reaches on this machine, beside what the reference reached on this kind of machine.
 
-Server and load generator share the machine; the generator's own share of a core is printed with each figure, so that
-one can see which of them was the limit. Figures of the reference are those of its release build with its database on
-the same kind of disk (docs/benchmarks.md has their source).
+Server and load generator share the machine; the processor time of each process is printed with each row, so that one
+can see which of them was the limit. Figures of the reference are those of its release build with its database on the
+same kind of disk.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import statistics
+import resource
+import shlex
+import sys
 import time
-import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from load_tests import peers
-from load_tests.generator import Consumers, Inserters
-from load_tests.reference_client import ReferenceClient, find_python312
-from load_tests.server_process import ServerProcess, running_server
+from load_tests.figures import Figure, Machine, as_json, as_markdown, as_table, cells, did_not_run, from_json
+from load_tests.scale import FULL, QUICK
+from load_tests.setting import Bench
+from load_tests.subjects import idle, inserts, lifecycles, reservations
 
-OLDEST = b"\x66Oldest"
-RANDOM = b"\x66Random"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One row: `value` in `unit`; `reference` in the same unit (None: not measured there); `higher_is_better`."""
-
-    what: str
-    value: float
-    unit: str
-    reference: float | None
-    higher_is_better: bool
-    note: str
-
-    @property
-    def ratio(self) -> str:
-        if self.reference is None or not self.value:
-            return "-"
-        factor = self.value / self.reference if self.higher_is_better else self.reference / self.value
-        return f"{factor:,.1f} x"
+#: Every subject, in the order of the table in docs/benchmarks.md.
+SUBJECTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
+    "lifecycles": lifecycles.measure,
+    "inserts": inserts.measure,
+    "idle": idle.measure,
+    "reservations": reservations.measure,
+}
 
 
-def unique_prefix() -> str:
-    return f"bench-{uuid.uuid4()}"
+def measured(name: str, bench: Bench) -> Iterator[Figure]:
+    """A subject's rows; when it fails, the rows so far and one that says why."""
+    try:
+        yield from SUBJECTS[name](bench)
+    except (RuntimeError, OSError, ValueError) as error:
+        yield did_not_run(name, f"{type(error).__name__}: {error}")
 
 
-def cores(cpu_s: float, seconds: float) -> str:
-    return f"{cpu_s / seconds:.2f}"
+def raise_descriptor_limit() -> None:
+    """As far as this user may: 10,000 connections need as many descriptors here and in the server."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def lifecycles(
-    server: ServerProcess, consumers: int, max_chunks: int, seconds: float, reference: float, strategy: bytes, name: str
-) -> Figure:
-    """Chunks reserved and completed per second."""
-    with peers.connect(server.address) as producer:
-        peers.exchange(producer, peers.insert_request(server.address, unique_prefix(), 200_000_000))
-        sockets = [peers.consumer(server.address) for _ in range(consumers)]
-        generator = Consumers([each.fileno() for each in sockets], max_chunks, strategy)
-        generator.run(0.5)  # warm up
-        before = server.cpu_seconds()
-        generator.run(seconds)
-        used = server.cpu_seconds() - before
-        for each in sockets:
-            each.close()
-        cancel_all(server, producer)
-    elapsed = generator.seconds_ns / 1e9
-    latencies = generator.latencies_us()
-    note = (
-        f"reserve p50 {latencies[len(latencies) // 2] / 1000:.2f} ms, "
-        f"p99 {latencies[len(latencies) * 99 // 100] / 1000:.2f} ms; "
-        f"cores: generator {cores(generator.cpu_ns / 1e9, elapsed)}, server {cores(used, elapsed)}"
+def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m load_tests.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="subjects:\n  " + " ".join(SUBJECTS),
     )
-    what = f"lifecycles, {consumers} consumers, {max_chunks} a request, {name}"
-    return Figure(what, generator.chunks / elapsed, "1/s", reference, True, note)
-
-
-def cancel_all(server: ServerProcess, producer: object) -> None:
-    """So that the next measurement starts with an empty queue."""
-    import json
-
-    connection = producer
-    body = peers.request(server.address, "POST", "/producer/submissions/lookup_ids_by_strategic_metadata", b"{}")
-    for submission in json.loads(peers.exchange(connection, body)):  # type: ignore[arg-type]
-        peers.exchange(  # type: ignore[arg-type]
-            connection, peers.request(server.address, "POST", f"/producer/submissions/cancel/{submission}")
-        )
-
-
-def insert_latency(server: ServerProcess, chunks: int, repeats: int, reference: float) -> Figure:
-    """Milliseconds of one insert, one at a time."""
-    with peers.connect(server.address) as producer:
-        taken = []
-        for _ in range(repeats):
-            message = peers.insert_request(server.address, unique_prefix(), chunks)
-            begun = time.perf_counter()
-            peers.exchange(producer, message)
-            taken.append((time.perf_counter() - begun) * 1000)
-        cancel_all(server, producer)
-    note = f"p99 {sorted(taken)[len(taken) * 99 // 100]:.2f} ms of {repeats}"
-    return Figure(f"insert of {chunks:,} chunks, p50", statistics.median(taken), "ms", reference, False, note)
-
-
-def insert_rate(server: ServerProcess, connections: int, count: int) -> Figure:
-    """Inserts of 10 chunks a second."""
-    sockets = [peers.connect(server.address) for _ in range(connections)]
-    requests = [peers.insert_request(server.address, unique_prefix(), 10) for _ in range(count)]
-    inserters = Inserters([each.fileno() for each in sockets])
-    before = server.cpu_seconds()
-    inserters.run(requests)
-    used = server.cpu_seconds() - before
-    if inserters.refused:
-        raise RuntimeError(f"{inserters.refused} of {count} inserts were refused")
-    for each in sockets:
-        each.close()
-    elapsed = inserters.seconds_ns / 1e9
-    note = f"cores: generator {cores(inserters.cpu_ns / 1e9, elapsed)}, server {cores(used, elapsed)}"
-    return Figure(f"inserts of 10 chunks, {connections} connections", inserters.done / elapsed, "1/s", 306, True, note)
-
-
-def idle_latency(server: ServerProcess, repeats: int) -> Figure:
-    """Milliseconds from an insert's POST until a waiting consumer holds its chunk, on an idle server."""
-    taken = []
-    with peers.connect(server.address) as producer:
-        cancel_all(server, producer)
-        waiting = peers.consumer(server.address)
-        waiting.settimeout(10)
-        consumer = Waiting(waiting)
-        for _ in range(repeats):
-            consumer.ask()
-            time.sleep(0.02)  # the request has been parked, the completion committed, the server sleeps
-            message = peers.insert_request(server.address, unique_prefix(), 1)
-            begun = time.perf_counter()
-            producer.sendall(message)
-            consumer.held()
-            taken.append((time.perf_counter() - begun) * 1000)
-            producer.recv(65536)
-        waiting.close()
-    taken.sort()
-    note = f"p99 {taken[len(taken) * 99 // 100]:.2f} ms of {repeats} (reference 27 ms)"
-    return Figure("idle: insert to held, p50", statistics.median(taken), "ms", 3.8, False, note)
-
-
-class Waiting:
-    """A consumer that asks for one chunk at a time and completes the one before."""
-
-    def __init__(self, connection: object) -> None:
-        import cbor2
-
-        self._cbor2 = cbor2
-        self._connection = connection
-        self._nonce = 0
-        self._input = b""
-        self._done: tuple[int, int] | None = None
-
-    def _send(self, contents: object) -> bytes:
-        payload = self._cbor2.dumps({"nonce": self._nonce, "contents": contents})
-        self._nonce += 1
-        head = (
-            bytes([0x82, 0x80 | len(payload)]) if len(payload) < 126 else b"\x82\xfe" + len(payload).to_bytes(2, "big")
-        )
-        return head + bytes(4) + payload
-
-    def ask(self) -> None:
-        messages = b""
-        if self._done is not None:
-            submission, chunk = self._done
-            identity = {"submission_id": submission, "chunk_index": chunk}
-            messages += self._send({"CompleteChunk": {"id": identity, "output_content": None}})
-        messages += self._send({"WantToReserveChunks": {"max": 1, "strategy": "Oldest"}})
-        self._connection.sendall(messages)  # type: ignore[attr-defined]
-
-    def held(self) -> None:
-        while True:
-            self._input += self._connection.recv(65536)  # type: ignore[attr-defined]
-            at = self._input.find(b"\x6eChunksReserved")
-            if at < 0:
-                continue
-            key = self._input.index(b"\x6dsubmission_id", at)
-            submission = int.from_bytes(self._input[key + 15 : key + 23], "big")
-            chunk = self._input[self._input.index(b"\x6bchunk_index", at) + 12]
-            self._done = (submission, chunk)
-            self._input = b""
-            return
-
-
-def reference_client(server: ServerProcess, client: ReferenceClient, chunks: int, consumers: int) -> Figure:
-    """The reference's own client, unmodified, through files: chunks of 10 no-op operations per second."""
-    seconds = client.roundtrip(
-        server.address, server.directory / "objects", chunks=chunks, chunk_size=10, consumers=consumers
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="every subject at a small size, under 2 minutes (default)")
+    size.add_argument("--full", action="store_true", help="every row of the table at its size, about half an hour")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, metavar="F", help="durations and counts times F (default 1)"
     )
-    what = f"reference's client 0.30.3, {consumers} consumers, end to end"
-    return Figure(
-        what,
-        chunks / seconds,
-        "chunks/s",
-        39 if consumers == 2 else 95,
-        True,
-        f"{chunks} chunks of 10 no-op operations",
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each throughput measurement (default 5)")
+    parser.add_argument("--only", nargs="+", choices=list(SUBJECTS), metavar="SUBJECT", help="measure these alone")
     parser.add_argument("--directory", help="where the databases go (default: the system's temporary directory)")
     parser.add_argument("--durability", choices=("full", "normal"), default="full")
-    arguments = parser.parse_args()
-    console = Console()
+    parser.add_argument("--json", metavar="FILE", help="write the results to this file")
+    parser.add_argument("--markdown", metavar="FILE", help="write the table for docs/benchmarks.md to this file")
+    parser.add_argument("--from-json", metavar="FILE", help="measure nothing: show the results in this file")
+    arguments = parser.parse_args(given)
+    if arguments.scale <= 0:
+        parser.error(f"--scale is {arguments.scale}, it must be above 0")
+    return arguments
+
+
+def run(arguments: argparse.Namespace, console: Console) -> tuple[Machine, list[Figure]]:
+    """Measure what was asked for, and say each row as soon as it is there."""
+    raise_descriptor_limit()
+    scale = FULL if arguments.full else QUICK
+    if arguments.scale != 1.0:
+        scale = scale.scaled(arguments.scale)
+    bench = Bench(scale, arguments.directory, arguments.durability, say=lambda text: console.print(f"  … {text}"))
     figures: list[Figure] = []
-    measurements: list[Callable[[ServerProcess], Figure]] = [
-        lambda server: lifecycles(server, 8, 1, arguments.seconds, 680, OLDEST, "Oldest"),
-        lambda server: lifecycles(server, 8, 1, arguments.seconds, 680, RANDOM, "Random"),
-        lambda server: lifecycles(server, 64, 1, arguments.seconds, 490, OLDEST, "Oldest"),
-        lambda server: lifecycles(server, 8, 64, arguments.seconds, 980, OLDEST, "Oldest"),
-        lambda server: insert_latency(server, 1, 200, 4.3),
-        lambda server: insert_latency(server, 1_000, 200, 4.1),
-        lambda server: insert_latency(server, 1_000_000, 100, 5_098),
-        lambda server: insert_rate(server, 32, int(4_000 * arguments.seconds)),
-        lambda server: idle_latency(server, 300),
-    ]
-    python312 = find_python312()
-    if python312 is None:
-        console.print(
-            "no python3.12 on this machine: the reference's client (a wheel for CPython 3.12) is not measured"
-        )
+    for name in arguments.only or SUBJECTS:
+        begun = time.perf_counter()
+        for figure in measured(name, bench):
+            figures.append(figure)
+            what, value, _, ratio, asked, of_asked, limit, note = cells(figure)
+            console.print(
+                f"  {what}: {value} (reference x {ratio}; asked {asked}, x {of_asked}) {limit} {note}", soft_wrap=True
+            )
+        console.print(f"{name}: {time.perf_counter() - begun:.0f} s", style="dim")
+    return Machine.here(command_line()), figures
+
+
+def command_line() -> str:
+    return shlex.join(["python", "-m", "load_tests.bench", *sys.argv[1:]])
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    arguments = arguments_of(given)
+    console = Console(highlight=False)
+    if arguments.from_json:
+        machine, figures = from_json(Path(arguments.from_json).read_text())
     else:
-        client = ReferenceClient(python312)
-        measurements.append(lambda server: reference_client(server, client, 1_000, 2))
-    for measurement in measurements:
-        with running_server("--durability", arguments.durability, directory=arguments.directory) as server:
-            figures.append(measurement(server))
-            console.print(f"  {figures[-1].what}: {figures[-1].value:,.1f} {figures[-1].unit}")
-    table = Table(
-        title=f"opsqueue on {os.cpu_count()} cores, {platform.python_version()}, durability {arguments.durability}"
-    )
-    for heading in ("what", "measured", "reference", "ratio", "notes"):
-        table.add_column(heading, justify="left" if heading in ("what", "notes") else "right")
-    for figure in figures:
-        digits = 0 if figure.value >= 100 else 2
-        reference = "-" if figure.reference is None else f"{figure.reference:,g} {figure.unit}"
-        table.add_row(figure.what, f"{figure.value:,.{digits}f} {figure.unit}", reference, figure.ratio, figure.note)
-    console.print(table)
+        machine, figures = run(arguments, console)
+    console.print(as_table(str(machine), figures))
+    if arguments.json:
+        Path(arguments.json).write_text(as_json(machine, figures))
+    if arguments.markdown:
+        Path(arguments.markdown).write_text(as_markdown(machine, figures))
 
 
 if __name__ == "__main__":

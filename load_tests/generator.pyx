@@ -29,10 +29,19 @@ cdef extern from "sys/epoll.h" nogil:
     enum: EPOLL_CTL_ADD
     enum: EPOLLIN
 
+cdef extern from "sys/timerfd.h" nogil:
+    int timerfd_create(int clock, int flags)
+    int timerfd_settime(int fd, int flags, const itimerspec *value, itimerspec *before)
+    enum: TFD_NONBLOCK
+    enum: TFD_TIMER_ABSTIME
+
 cdef extern from "time.h" nogil:
     struct timespec:
         long tv_sec
         long tv_nsec
+    struct itimerspec:
+        timespec it_interval
+        timespec it_value
     int clock_gettime(int clock, timespec *now)
     enum: CLOCK_MONOTONIC
     enum: CLOCK_PROCESS_CPUTIME_ID
@@ -40,6 +49,8 @@ cdef extern from "time.h" nogil:
 cdef enum:
     BUFFER = 1 << 20
     LATENCIES = 1 << 21           # samples kept; later ones overwrite from the start
+    LATE_NS = 5000000             # a paced reply after this counts as late
+    TICK_NS = 50000000            # a paced run looks at the clock at least this often
     COMPLETE_SIZE = 160           # an upper bound of one CompleteChunk frame
 
 
@@ -393,3 +404,109 @@ cdef class Inserters:
                     sent += 1
         self.seconds_ns = clock_ns(CLOCK_MONOTONIC) - begun
         self.cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID) - cpu
+
+
+cdef class PacedConsumers(Consumers):
+    """Consumers that ask at a fixed rate, whatever the server does: what its slowest moments look like from outside.
+
+    A request's time counts from when it was due, so requests that a stall held back count with their whole wait.
+    """
+
+    cdef uint64_t *due            # when each connection's next request is to be sent
+    cdef uint8_t *busy            # whether it waits for a reply
+    cdef int timer
+    cdef readonly uint64_t longest_ns
+    cdef readonly uint64_t longest_at_ns   # after the beginning of the run
+    cdef readonly uint64_t late            # replies that came more than 5 ms after their request was due
+
+    def __cinit__(self, sockets, uint32_t max_chunks, bytes strategy not None):
+        cdef epoll_event event
+        self.due = <uint64_t *>calloc(self.count, sizeof(uint64_t))
+        self.busy = <uint8_t *>calloc(self.count, sizeof(uint8_t))
+        self.timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK)
+        event.events = EPOLLIN
+        event.data.u32 = self.count
+        epoll_ctl(self.epoll, EPOLL_CTL_ADD, self.timer, &event)
+
+    def __dealloc__(self):
+        if self.timer > 0:
+            os.close(self.timer)
+        free(self.due)
+        free(self.busy)
+
+    cdef int send_due(self, uint64_t now, uint64_t interval, const uint8_t *tail, uint32_t size) noexcept nogil:
+        """Ask on every connection that is due and not waiting, and set the timer to the next one; -1 when one is gone."""
+        cdef uint32_t index
+        cdef uint64_t next_due = now + TICK_NS
+        cdef Connection *connection
+        cdef itimerspec at
+        for index in range(self.count):
+            if self.busy[index]:
+                continue
+            if self.due[index] <= now:
+                connection = &self.connections[index]
+                connection.asked_ns = self.due[index]
+                self.due[index] += interval
+                self.busy[index] = 1
+                if write_all(connection.fd, self.output, self.put_want(self.output, connection, tail, size) - self.output):
+                    return -1
+            elif self.due[index] < next_due:
+                next_due = self.due[index]
+        at.it_interval.tv_sec = at.it_interval.tv_nsec = 0
+        at.it_value.tv_sec = next_due // 1000000000
+        at.it_value.tv_nsec = next_due % 1000000000
+        timerfd_settime(self.timer, TFD_TIMER_ABSTIME, &at, NULL)
+        return 0
+
+    def run_paced(self, double seconds, double requests_per_second) -> None:
+        """Ask `requests_per_second` times over all connections, complete what comes; see `Consumers.run`."""
+        cdef uint64_t begun = clock_ns(CLOCK_MONOTONIC)
+        cdef uint64_t until = begun + <uint64_t>(seconds * 1e9)
+        cdef uint64_t last_ns = until + <uint64_t>5 * 1000000000
+        cdef uint64_t interval = <uint64_t>(self.count / requests_per_second * 1e9)
+        cdef uint64_t cpu = clock_ns(CLOCK_PROCESS_CPUTIME_ID)
+        cdef uint64_t now = begun, taken, seen, expirations
+        cdef const uint8_t *tail = self.want_tail
+        cdef uint32_t tail_size = <uint32_t>len(self.want_tail)
+        cdef uint32_t index, waiting
+        cdef epoll_event[256] events
+        cdef int ready, at
+        cdef bint lost = False
+        self.chunks = self.replies = self.longest_ns = self.longest_at_ns = self.late = 0
+        for index in range(self.count):
+            self.due[index] = begun + interval * index // self.count
+            self.busy[index] = 0
+        with nogil:
+            while not lost:
+                now = clock_ns(CLOCK_MONOTONIC)
+                waiting = 0
+                for index in range(self.count):
+                    waiting += self.busy[index]
+                if now >= until and (waiting == 0 or now >= last_ns):
+                    break
+                if now < until and self.send_due(now, interval, tail, tail_size):
+                    lost = True
+                ready = epoll_wait(self.epoll, events, 256, 50)
+                for at in range(ready):
+                    index = events[at].data.u32
+                    if index == self.count:
+                        read(self.timer, &expirations, 8)
+                        continue
+                    seen = self.replies
+                    if self.take(&self.connections[index], tail, tail_size, False):
+                        lost = True
+                    if self.replies != seen:
+                        self.busy[index] = 0
+                        now = clock_ns(CLOCK_MONOTONIC)
+                        taken = now - self.connections[index].asked_ns
+                        self.late += taken > LATE_NS
+                        if taken > self.longest_ns:
+                            self.longest_ns = taken
+                            self.longest_at_ns = now - begun
+        self.seconds_ns = clock_ns(CLOCK_MONOTONIC) - begun
+        self.cpu_ns = clock_ns(CLOCK_PROCESS_CPUTIME_ID) - cpu
+        if lost:
+            raise ConnectionError("the server closed a consumer's connection in the middle of the run")
+        for index in range(self.count):
+            if self.busy[index]:
+                raise TimeoutError("a reservation was not answered within five seconds after the end of the run")

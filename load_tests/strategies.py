@@ -1,0 +1,36 @@
+"""The strategies that the benchmarks measure, and the metadata that tells submissions apart for them.
+
+A new strategy is one entry in CASES; everything else takes it from here.
+"""
+
+from __future__ import annotations
+
+import cbor2
+
+from opsqueue.protocol.strategy import Newest, Oldest, PreferDistinct, Random, Strategy, to_wire
+
+#: Values of `customer` over a backlog: many, so that an index per value is worth measuring.
+CUSTOMERS = 1_000
+#: Values of `kind`: few, so that many submissions share one.
+KINDS = 3
+
+CASES: dict[str, Strategy] = {
+    "Oldest": Oldest(),
+    "Newest": Newest(),
+    "Random": Random(),
+    "PreferDistinct(customer, Oldest)": PreferDistinct("customer", Oldest()),
+    "PreferDistinct(customer, Random)": PreferDistinct("customer", Random()),
+    "PreferDistinct(customer, PreferDistinct(kind, Oldest))": PreferDistinct(
+        "customer", PreferDistinct("kind", Oldest())
+    ),
+}
+
+
+def metadata(number: int) -> dict[str, int]:
+    """The strategic metadata of a backlog's submission with this number."""
+    return {"customer": number % CUSTOMERS, "kind": number % KINDS}
+
+
+def encoded(strategy: Strategy) -> bytes:
+    """As a consumer sends it."""
+    return cbor2.dumps(to_wire(strategy))
