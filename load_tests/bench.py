@@ -20,7 +20,18 @@ from rich.console import Console
 from load_tests.figures import Figure, Machine, as_json, as_markdown, as_table, cells, did_not_run, from_json
 from load_tests.scale import FULL, QUICK
 from load_tests.setting import Bench
-from load_tests.subjects import idle, inserts, lifecycles, reservations
+from load_tests.subjects import (
+    backlog,
+    churn,
+    connections,
+    idle,
+    inserts,
+    interop,
+    lifecycles,
+    reservations,
+    small_submissions,
+    stalls,
+)
 
 #: Every subject, in the order of the table in docs/benchmarks.md.
 SUBJECTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
@@ -28,6 +39,12 @@ SUBJECTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "inserts": inserts.measure,
     "idle": idle.measure,
     "reservations": reservations.measure,
+    "stalls": stalls.measure,
+    "backlog": backlog.measure,
+    "small-submissions": small_submissions.measure,
+    "churn": churn.measure,
+    "connections": connections.measure,
+    "interop": interop.measure,
 }
 
 

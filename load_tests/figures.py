@@ -24,6 +24,8 @@ from opsqueue._version import VERSION
 
 #: Shares of one core from which on a process counts as the limit: the rest is what wake-ups take away.
 BUSY = 0.85
+#: What neither the server nor the generator used: other programs, and the kernel on nobody's account.
+OTHERS = "others"
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Processors:
     def __enter__(self) -> Self:
         self._begun = time.perf_counter()
         self._own = _own_cpu_seconds()
+        self._all = _all_cpu_seconds()
         self._before = self._server.cpu_by_process()
         return self
 
@@ -84,6 +87,8 @@ class Processors:
         self.elapsed = time.perf_counter() - self._begun
         self.shares = {name: (used - self._before.get(name, 0.0)) / self.elapsed for name, used in after.items()}
         self.shares["generator"] = (_own_cpu_seconds() - self._own) / self.elapsed
+        busy = (_all_cpu_seconds() - self._all) / self.elapsed
+        self.shares[OTHERS] = max(0.0, busy - sum(self.shares.values()))
 
     def limit(self, active_seconds: float | None = None) -> str:
         """Such as `writer (writer 0.96, fe0 0.41, generator 0.30)`.
@@ -98,7 +103,7 @@ def limit_of(shares: Mapping[str, float]) -> str:
     """Which of the processes was the limit, and what each used; `shares` of one core."""
     shown = ", ".join(f"{name} {share:.2f}" for name, share in shares.items() if share >= 0.005)
     cores = os.cpu_count() or 1
-    name = max(shares, key=lambda each: shares[each])
+    name = max((each for each in shares if each != OTHERS), key=lambda each: shares[each])
     if shares[name] >= BUSY:
         who = name
     elif sum(shares.values()) >= BUSY * cores:
@@ -111,6 +116,13 @@ def limit_of(shares: Mapping[str, float]) -> str:
 def _own_cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
+
+
+def _all_cpu_seconds() -> float:
+    """Processor time that the machine has used: everything but idle and waiting for the disk."""
+    fields = [int(each) for each in Path("/proc/stat").read_text().partition("\n")[0].split()[1:]]
+    idle, waiting = fields[3:5]
+    return (sum(fields[:8]) - idle - waiting) / os.sysconf("SC_CLK_TCK")
 
 
 def percentile(ordered: list[float], share: float) -> float:
@@ -153,6 +165,9 @@ class Machine:
         )
 
 
+#: Stands where a row has no such number.
+NONE = "-"
+
 HEADINGS = ("what", "measured", "reference", "ratio", "asked", "of asked", "limit", "notes")
 
 
@@ -172,14 +187,14 @@ def cells(figure: Figure) -> tuple[str, ...]:
 
 def _amount(value: float | None, unit: str) -> str:
     if value is None:
-        return "–"
+        return NONE
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f"{value:,.{digits}f} {unit}"
 
 
 def _factor(value: float | None) -> str:
     if value is None:
-        return "–"
+        return NONE
     return f"{value:,.0f}" if value >= 100 else f"{value:,.2f}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 #: Chunks of the large backlog of the table; the others follow from it.
 BILLION = 10**9
@@ -31,14 +32,11 @@ class Scale:
     def scaled(self, factor: float) -> Scale:
         """All durations and counts times `factor`; shapes and ages stay, and with them what a row means."""
         kept = ("shapes", "churn_age_seconds", "churn_rate", "backlog_submissions")
-        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in kept}
-        return replace(
-            self,
-            **{
-                name: max(1, round(value * factor)) if isinstance(value, int) else value * factor
-                for name, value in values.items()
-            },
-        )
+        scaled: dict[str, Any] = {}
+        for name in (each.name for each in fields(self) if each.name not in kept):
+            value = getattr(self, name)
+            scaled[name] = max(1, round(value * factor)) if isinstance(value, int) else value * factor
+        return replace(self, **scaled)
 
 
 #: Under two minutes on two cores. Its backlog is as large as the full one's, less of it is done.

@@ -44,14 +44,13 @@ def rate(bench: Bench) -> Figure:
 def latency(bench: Bench, chunks: int, reference: float | None) -> Figure:
     """One insert at a time; each is cancelled before the next, so that the memory limit is not met."""
     taken = []
-    with bench.server() as server, peers.connect(server.address) as producer:
-        with Processors(server) as processors:
-            for _ in range(bench.scale.insert_repeats):
-                message = peers.insert_request(server.address, unique_prefix(), chunks)
-                begun = time.perf_counter()
-                answer = peers.exchange(producer, message)
-                taken.append((time.perf_counter() - begun) * 1000)
-                cancel(producer, server, int(json.loads(answer)))
+    with bench.server() as server, peers.connect(server.address) as producer, Processors(server) as processors:
+        for _ in range(bench.scale.insert_repeats):
+            message = peers.insert_request(server.address, unique_prefix(), chunks)
+            begun = time.perf_counter()
+            answer = peers.exchange(producer, message)
+            taken.append((time.perf_counter() - begun) * 1000)
+            cancel(producer, server, int(json.loads(answer)))
     taken.sort()
     return Figure(
         f"insert of {chunks:,} chunks, p50",
