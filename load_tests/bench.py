@@ -107,8 +107,9 @@ def run(arguments: argparse.Namespace, console: Console) -> tuple[Machine, list[
     return Machine.here(command_line()), figures
 
 
-def command_line() -> str:
-    return shlex.join(["python", "-m", "load_tests.bench", *sys.argv[1:]])
+def command_line(program: str = "bench") -> str:
+    """As it was given."""
+    return shlex.join(["python", "-m", f"load_tests.{program}", *sys.argv[1:]])
 
 
 def main(given: Sequence[str] | None = None) -> None:

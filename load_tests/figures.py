@@ -14,12 +14,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import apsw
 from rich.table import Table
 
-from load_tests.server_process import ServerProcess
 from opsqueue._version import VERSION
 
 #: Shares of one core from which on a process counts as the limit: the rest is what wake-ups take away.
@@ -67,10 +66,17 @@ def did_not_run(what: str, why: str) -> Figure:
     return Figure(what, None, "", note=f"not run: {why}")
 
 
+class Measured(Protocol):
+    """A server whose processes can be looked at."""
+
+    def cpu_by_process(self) -> dict[str, float]:
+        """Processor seconds used so far, by the process's name."""
+
+
 class Processors:
     """Processor time of the server's processes and of this one between `with` and its end; see `limit`."""
 
-    def __init__(self, server: ServerProcess) -> None:
+    def __init__(self, server: Measured) -> None:
         self._server = server
         self.elapsed = 0.0
         self.shares: dict[str, float] = {}

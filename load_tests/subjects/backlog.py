@@ -11,6 +11,7 @@ from load_tests.backlog import consumers, fill
 from load_tests.figures import Figure, Processors
 from load_tests.generator import Consumers
 from load_tests.scale import BILLION
+from load_tests.scraped import metrics
 from load_tests.server_process import ServerProcess
 from load_tests.setting import Bench
 from load_tests.strategies import CASES, encoded
@@ -89,7 +90,7 @@ def _fill_wal(server: ServerProcess) -> int:
         generator = Consumers(sockets, MAX_CHUNKS, encoded(CASES["Random"]))
         while True:
             generator.run(0.1)
-            _, wal = server.file_bytes()
+            wal = int(metrics(server)["opsqueue_wal_bytes"])  # of the file's part in use
             if wal >= FULL_WAL or time.monotonic() > deadline:
                 return wal
 

@@ -17,6 +17,7 @@ from load_tests import peers
 from load_tests.backlog import cancel, consumers, fill, insert
 from load_tests.figures import Figure, Processors, percentile
 from load_tests.generator import Consumers, PacedConsumers
+from load_tests.scraped import metrics
 from load_tests.server_process import ServerProcess
 from load_tests.setting import Bench
 from load_tests.strategies import CASES, encoded
@@ -146,10 +147,8 @@ COUNTERS = (
 
 
 def _counters(server: ServerProcess) -> dict[str, float]:
-    with peers.connect(server.address) as connection:
-        text = peers.exchange(connection, peers.request(server.address, "GET", "/metrics")).decode()
-    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    return {name: float(lines[name]) for name in COUNTERS}
+    scraped = metrics(server)
+    return {name: scraped[name] for name in COUNTERS}
 
 
 def _figures(

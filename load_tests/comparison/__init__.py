@@ -1,0 +1,1 @@
+"""opsqueue beside other queues on the same machine in the same run: `make bench-peers`."""
