@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py $(wildcard opsqueue/_speedups/*.pyx opsqueue/_speedups/*.pxd)
 
-.PHONY: help demo test check format bench build docs clean prerequisites
+.PHONY: help demo test check format bench bench-full bench-peers bench-sizes load build docs clean prerequisites
 
 help: ## say what the targets do
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
 
 demo: $(VENV)/.installed ## count the identifiers of Python's standard library, through the queue
 	@$(BIN)/opsqueue demo $(DEMO)
@@ -24,8 +24,20 @@ format: $(VENV)/.installed-test ## what ruff can put right by itself
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-bench ## measure, and compare with the reference implementation
-	@$(BIN)/python -m load_tests.bench
+bench: $(VENV)/.installed-generator ## measure every subject at a small size, beside the reference implementation (2 min); BENCH="--only idle"
+	@$(BIN)/python -m load_tests.bench --quick $(BENCH)
+
+bench-full: $(VENV)/.installed-generator ## measure every row of docs/benchmarks.md at its size (half an hour)
+	@$(BIN)/python -m load_tests.bench --full $(BENCH)
+
+bench-peers: $(VENV)/.installed-bench ## compare with redis, beanstalkd and PostgreSQL, those that are installed
+	@$(BIN)/python -m load_tests.bench_peers $(BENCH)
+
+bench-sizes: $(VENV)/.installed-bench ## one reservation as the backlog grows to a billion chunks, and the plot of it
+	@$(BIN)/python -m load_tests.bench_sizes --svg docs/reservations.svg $(BENCH)
+
+load: $(VENV)/.installed-bench ## locust's page with producers and consumers; LOAD="--headless -u 20 -r 20 -t 1m" runs without it
+	@$(BIN)/python -m load_tests.load $(LOAD)
 
 build: $(VENV)/.installed ## install the package into .venv and compile what has changed
 
@@ -64,6 +76,11 @@ $(VENV)/.installed-test: $(SOURCES) | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $(VENV)/.installed $@
 
-$(VENV)/.installed-bench: load_tests/generator.pyx $(VENV)/.installed-test
+$(VENV)/.installed-generator: load_tests/generator.pyx $(VENV)/.installed-test
 	@$(BIN)/cythonize -q -i -3 load_tests/generator.pyx
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed-generator
+	@echo "installing what the load tests need into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@

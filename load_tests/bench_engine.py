@@ -1,6 +1,6 @@
 """What the engine's decisions cost: nanoseconds per reserve and per complete, by strategy. No process, ring or file.
 
-python load_tests/bench_engine.py [--chunks 1000000] [--submissions 100] [--count 100000]
+python -m load_tests.bench_engine [--chunks 1000000] [--submissions 100] [--count 100000]
 """
 
 from __future__ import annotations
@@ -12,19 +12,10 @@ import time
 from rich.console import Console
 from rich.table import Table
 
+from load_tests.strategies import CASES, metadata
 from opsqueue._speedups.scripted import ScriptedEngine
-from opsqueue.protocol.strategy import Newest, Oldest, PreferDistinct, Random, Strategy, canonical
+from opsqueue.protocol.strategy import canonical
 
-CASES: dict[str, Strategy] = {
-    "Oldest": Oldest(),
-    "Newest": Newest(),
-    "Random": Random(),
-    "PreferDistinct(customer, Oldest)": PreferDistinct("customer", Oldest()),
-    "PreferDistinct(customer, Random)": PreferDistinct("customer", Random()),
-    "PreferDistinct(customer, PreferDistinct(kind, Oldest))": PreferDistinct(
-        "customer", PreferDistinct("kind", Oldest())
-    ),
-}
 HOLDER = 1
 
 
@@ -33,9 +24,7 @@ def filled(submissions: int, chunks_each: int) -> ScriptedEngine:
     engine.advance(1)
     engine.open_connection(HOLDER, 0)
     for submission in range(1, submissions + 1):
-        engine.add_submission(
-            submission, chunks_each, 1, {"customer": submission % 50, "kind": submission % 3}, direct=False
-        )
+        engine.add_submission(submission, chunks_each, 1, metadata(submission), direct=False)
     return engine
 
 

@@ -94,7 +94,7 @@ def redis(directory: str | None) -> Iterator[Peer]:
             program, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(home), "--daemonize", "no",
             "--save", "", "--appendonly", "yes", "--appendfsync", "always",
         ]  # fmt: skip
-        with _running("redis", command, port, home) as peer:
+        with _running("redis", command, port, home, "Ready to accept connections") as peer:
             yield peer
 
 
@@ -104,7 +104,7 @@ def beanstalkd(directory: str | None) -> Iterator[Peer]:
     with _home(directory) as home:
         port = free_port()
         command = [program, "-l", "127.0.0.1", "-p", str(port), "-b", str(home), "-f", "0"]
-        with _running("beanstalkd", command, port, home) as peer:
+        with _running("beanstalkd", command, port, home, ready="") as peer:
             yield peer
 
 
@@ -124,7 +124,7 @@ def postgresql(directory: str | None) -> Iterator[Peer]:
             "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=",
             "-c", "fsync=on", "-c", "synchronous_commit=on",
         ]  # fmt: skip
-        with _running("postgres", command, port, home, user) as peer:
+        with _running("postgres", command, port, home, "ready to accept connections", user) as peer:
             yield peer
 
 
@@ -150,12 +150,15 @@ def _home(parent: str | None, user: str | None = None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _running(name: str, command: Sequence[str], port: int, home: Path, user: str | None = None) -> Iterator[Peer]:
+def _running(
+    name: str, command: Sequence[str], port: int, home: Path, ready: str, user: str | None = None
+) -> Iterator[Peer]:
+    """`ready`: what its log says when it serves; empty when it says nothing."""
     log_path = home / "log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, user=user)
     try:
-        _wait_for_port(name, process, port, log_path)
+        _wait_until_ready(name, process, port, log_path, ready)
         yield Peer(name, port, process)
     finally:
         process.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown; the others end as well
@@ -166,11 +169,12 @@ def _running(name: str, command: Sequence[str], port: int, home: Path, user: str
             process.wait()
 
 
-def _wait_for_port(name: str, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_until_ready(name: str, process: subprocess.Popen[bytes], port: int, log: Path, ready: str) -> None:
     deadline = time.monotonic() + START_WITHIN_S
     while True:
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"{name} did not start:\n{log.read_text(errors='replace')[-2000:]}")
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
+        if ready in log.read_text(errors="replace"):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                return
         time.sleep(0.02)
