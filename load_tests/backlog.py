@@ -30,10 +30,10 @@ def producers(server: ServerProcess, count: int = CONNECTIONS) -> Iterator[list[
 
 
 @contextlib.contextmanager
-def consumers(server: ServerProcess, count: int) -> Iterator[list[int]]:
-    """File descriptors of consumers' connections after their handshake."""
+def consumers(server: ServerProcess, count: int, features: str | None = None) -> Iterator[list[int]]:
+    """File descriptors of consumers' connections after their handshake; `features` as in `peers.consumer`."""
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(peers.consumer(server.address)).fileno() for _ in range(count)]
+        yield [stack.enter_context(peers.consumer(server.address, features)).fileno() for _ in range(count)]
 
 
 def fill(server: ServerProcess, submissions: int, chunks_each: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from load_tests.figures import Figure, Machine, as_json, as_markdown, as_table, cells, did_not_run, from_json
+from load_tests.figures import Figure, Machine, as_json, as_markdown, as_table, cells, did_not_run, from_json, terminal
 from load_tests.scale import FULL, QUICK
 from load_tests.setting import Bench
 from load_tests.subjects import (
@@ -114,7 +114,7 @@ def command_line(program: str = "bench") -> str:
 
 def main(given: Sequence[str] | None = None) -> None:
     arguments = arguments_of(given)
-    console = Console(highlight=False)
+    console = terminal()
     if arguments.from_json:
         machine, figures = from_json(Path(arguments.from_json).read_text())
     else:

@@ -19,7 +19,7 @@ from rich.console import Console
 from load_tests.backlog import consumers, fill
 from load_tests.bench import command_line
 from load_tests.comparison import clients, servers
-from load_tests.figures import Figure, Machine, Processors, as_json, as_markdown, as_table, did_not_run
+from load_tests.figures import Figure, Machine, Processors, as_json, as_markdown, as_table, did_not_run, terminal
 from load_tests.generator import Consumers
 from load_tests.server_process import running_server
 from load_tests.strategies import CASES, encoded
@@ -140,7 +140,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the results to this file")
     parser.add_argument("--markdown", metavar="FILE", help="write the table for docs/benchmarks.md to this file")
     arguments = parser.parse_args(given)
-    console = Console(highlight=False)
+    console = terminal()
     figures = compare(arguments.directory, arguments.seconds, arguments.rounds, arguments.only, console)
     machine = Machine.here(command_line("bench_peers"))
     console.print(as_table(str(machine), figures))

@@ -12,12 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from load_tests.backlog import fill
 from load_tests.bench import command_line
-from load_tests.figures import Machine, percentile
+from load_tests.figures import Machine, percentile, terminal
 from load_tests.server_process import running_server
 from load_tests.strategies import CASES
 from load_tests.subjects.reservations import first_use, latencies_ms
@@ -124,7 +123,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--svg", metavar="FILE", help="write the plot to this file")
     parser.add_argument("--from-json", metavar="FILE", help="measure nothing: take the results from this file")
     arguments = parser.parse_args(given)
-    console = Console(highlight=False)
+    console = terminal()
     if arguments.from_json:
         machine, points = from_json(Path(arguments.from_json).read_text())
     else:

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import resource
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 import apsw
+from rich.console import Console
 from rich.table import Table
 
 from opsqueue._version import VERSION
@@ -202,6 +204,11 @@ def _factor(value: float | None) -> str:
     if value is None:
         return NONE
     return f"{value:,.0f}" if value >= 100 else f"{value:,.2f}"
+
+
+def terminal() -> Console:
+    """Where rows go: as wide as the terminal, and wide enough for the table where there is none."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def as_table(title: str, figures: Iterable[Figure]) -> Table:

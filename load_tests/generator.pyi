@@ -12,8 +12,11 @@ class Consumers:
 class PacedConsumers(Consumers):
     longest_ns: int
     longest_at_ns: int
+    longest_overdue_ns: int
     late: int
     def run_paced(self, seconds: float, requests_per_second: float) -> None: ...
+
+class CompactConsumers(Consumers): ...
 
 class Inserters:
     done: int

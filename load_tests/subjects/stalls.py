@@ -143,6 +143,7 @@ COUNTERS = (
     "opsqueue_submissions_forgotten_total",
     "opsqueue_submissions_cancelled_total",
     "opsqueue_commits_total",
+    "opsqueue_fsyncs_total",
 )
 
 
@@ -157,7 +158,7 @@ def _figures(
     seconds = bench.scale.stall_seconds
     latencies = generator.latencies_us()
     rate = generator.chunks / (generator.seconds_ns / 1e9)
-    checkpoints, forgotten, cancelled, commits = (int(happened[name]) for name in COUNTERS)
+    checkpoints, forgotten, cancelled, commits, fsyncs = (int(happened[name]) for name in COUNTERS)
     yield Figure(
         f"longest stall of a reservation, {seconds:.0f} s at 70 % of the top rate",
         generator.longest_ns / 1e6,
@@ -169,9 +170,10 @@ def _figures(
         note=(
             f"{rate:,.0f} chunks/s, p99 {percentile(latencies, 0.99) / 1000:.2f} ms, {generator.late:,} of "
             f"{generator.replies:,} replies over 5 ms, the longest {generator.longest_at_ns / 1e9:.1f} s after the "
-            f"beginning; {checkpoints} checkpoints, {forgotten:,} submissions forgotten, "
+            f"beginning ({generator.longest_overdue_ns / 1e6:.1f} ms counted from when a request was due); "
+            f"{checkpoints} checkpoints, {forgotten:,} submissions forgotten, "
             f"{cancelled} of 10^8 chunks cancelled, {len(disturbances.taken['scrape'])} scrapes, "
-            f"{commits / seconds:,.0f} commits/s"
+            f"{commits / seconds:,.0f} commits/s, {fsyncs / seconds:,.0f} fsyncs/s"
         ),
     )
     synced = max(disturbances.taken["fdatasync"], default=0.0) * 1000
