@@ -7,9 +7,10 @@ per message. What is unusual goes through opsqueue.protocol.consumer. Knows noth
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from opsqueue._speedups.buffers cimport Bytes
+from opsqueue._speedups.compact cimport CompactPeer, Packer
 from opsqueue._speedups.consumer_messages cimport Message
 from opsqueue._speedups.descriptions cimport DescriptionCache
-from opsqueue._speedups.records cimport DroppedRecord, RefusedRecord, ReservedChunk, ReservedRecord
+from opsqueue._speedups.records cimport DroppedRecord, RefusedRecord, ReservedChunk, ReservedRecord, WithdrawnRecord
 from opsqueue._speedups.ring cimport Endpoint
 
 
@@ -86,6 +87,7 @@ cdef class ConsumerConnection:
     cdef list deferred            # records that came while the peer did not read
     cdef list releases            # (submission, chunk) to give back
     cdef list reissues            # nonces to ask for again
+    cdef CompactPeer compact      # None without the feature
 
     # reading
     cdef size_t consume(self, uint8_t *data, size_t size)
@@ -94,6 +96,9 @@ cdef class ConsumerConnection:
     cdef void take_message(self, uint8_t *data, size_t size)
     cdef void take_unusual(self, const uint8_t *data, size_t size, Message *m)
     cdef void apply(self, Message *m, const uint8_t *end)
+    cdef void apply_credit(self, Message *m)
+    cdef void apply_report(self, const uint8_t *data)
+    cdef uint8_t *new_record(self, uint32_t kind, size_t size) except NULL
     cdef void ask(self, Message *m)
     cdef bint has_room(self, size_t size) noexcept
     cdef bint parsing(self) noexcept
@@ -110,6 +115,9 @@ cdef class ConsumerConnection:
     cdef Outstanding *find(self, uint64_t nonce) noexcept
     cdef void answered(self, Outstanding *request)
     cdef void reserved(self, ReservedRecord *record, ReservedChunk *chunks)
+    cdef void reserved_packed(self, ReservedRecord *record, ReservedChunk *chunks)
+    cdef void withdrawn(self, WithdrawnRecord *record)
+    cdef void send_reply(self, const uint8_t *prefix, size_t size)
     cdef void refused(self, RefusedRecord *record, const uint8_t *reason)
     cdef void dropped(self, DroppedRecord *record)
     cdef void refuse(self, uint64_t nonce, bytes reason)
@@ -155,6 +163,7 @@ cdef class ConsumerHub:
     # replies
     cdef Bytes scratch
     cdef DescriptionCache descriptions
+    cdef Packer packer
 
     cdef void handle(self, uint32_t kind, uint8_t *payload, uint32_t size)
     cdef void flush_out(self)

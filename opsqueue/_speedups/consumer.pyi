@@ -18,6 +18,10 @@ RELEASE: int
 EXTEND: int
 RETRY_LATER: int
 FAIL_SUBMISSION: int
+REPORT: int
+OPEN_CREDIT: int
+ADD_CREDIT: int
+WITHDRAW_CREDIT: int
 FEATURE_BITS: dict[str, int]
 
 #: (kind, nonce, submission, chunk, argument, content); kind 0: a request to refuse, with content as its reason.
@@ -41,6 +45,7 @@ class ConsumerConnection:
     def resume_writing(self) -> None: ...
     def connection_lost(self, exc: Exception | None) -> None: ...
     def reissue(self, nonce: int) -> None: ...
+    def reissue_credits(self) -> None: ...
     def end_transport(self) -> None: ...
 
 class ConsumerHub:
