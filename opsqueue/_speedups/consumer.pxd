@@ -10,6 +10,7 @@ from opsqueue._speedups.buffers cimport Bytes
 from opsqueue._speedups.compact cimport CompactPeer, Packer
 from opsqueue._speedups.consumer_messages cimport Message
 from opsqueue._speedups.descriptions cimport DescriptionCache
+from opsqueue._speedups.outstanding cimport Outstanding, Requests, Strategy
 from opsqueue._speedups.records cimport DroppedRecord, RefusedRecord, ReservedChunk, ReservedRecord, WithdrawnRecord
 from opsqueue._speedups.ring cimport Endpoint
 
@@ -25,19 +26,6 @@ cdef enum Block:                  # why nothing more is parsed now
     BLOCK_RING = 1                # the ring to the writer is full, or the writer does not know us yet
     BLOCK_PARKED = 2              # too many requests wait for their answer
     BLOCK_WRITING = 3             # the peer does not read what we write
-
-
-cdef struct Strategy:             # shared by the requests that ask for it
-    uint32_t references
-    uint32_t size
-    uint8_t[1] canonical          # `size` of them
-
-
-cdef struct Outstanding:          # a reserve request that is not answered
-    uint64_t nonce
-    uint64_t since_ns             # CLOCK_MONOTONIC
-    Strategy *strategy            # NULL: answered
-    uint32_t max
 
 
 cdef class ConsumerConnection:
@@ -78,10 +66,7 @@ cdef class ConsumerConnection:
     # to be written
     cdef Bytes out
     # requests
-    cdef Outstanding *requests    # a ring buffer
-    cdef uint32_t requests_capacity
-    cdef uint32_t requests_first
-    cdef uint32_t requests_used   # answered ones between unanswered ones too
+    cdef Requests requests
     cdef readonly uint32_t parked # unanswered
     cdef Strategy *last_strategy
     cdef list deferred            # records that came while the peer did not read
@@ -111,8 +96,6 @@ cdef class ConsumerConnection:
     cdef void leave(self, uint32_t cause)
     cdef void try_leave(self)
     # answers
-    cdef Outstanding *new_request(self) except NULL
-    cdef Outstanding *find(self, uint64_t nonce) noexcept
     cdef void answered(self, Outstanding *request)
     cdef void reserved(self, ReservedRecord *record, ReservedChunk *chunks)
     cdef void reserved_packed(self, ReservedRecord *record, ReservedChunk *chunks)

@@ -22,7 +22,6 @@ REPORT: int
 OPEN_CREDIT: int
 ADD_CREDIT: int
 WITHDRAW_CREDIT: int
-FEATURE_BITS: dict[str, int]
 
 #: (kind, nonce, submission, chunk, argument, content); kind 0: a request to refuse, with content as its reason.
 Decoded = tuple[int, int, int, int, int, bytes | str | None]

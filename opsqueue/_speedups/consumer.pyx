@@ -3,7 +3,7 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport malloc
 from libc.string cimport memcmp, memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport write
@@ -26,21 +26,23 @@ from opsqueue._speedups.counters cimport (
 from opsqueue._speedups.descriptions cimport Description, DescriptionCache
 from opsqueue._speedups.frames cimport (
     CLOSE_NO_CODE, CLOSE_POLICY, CLOSE_PROTOCOL_ERROR, CLOSE_TOO_BIG, CLOSE_UNDECODABLE, CLOSE_UNSUPPORTED,
-    FAULT_CONTROL_FRAGMENTED, FAULT_CONTROL_SIZE, FAULT_LENGTH, FAULT_OPCODE, FAULT_RESERVED_BITS, FAULT_UNMASKED,
     MAX_CONTROL, MAX_HEADER, OP_BINARY, OP_CLOSE, OP_CONTINUATION, OP_PING, OP_PONG, OP_TEXT, FrameHeader,
     may_be_received, read_frame_header, unmask, write_frame_header,
 )
+from opsqueue._speedups.outstanding cimport (
+    Outstanding, Strategy, let_go, request_answered, request_find, request_new, requests_close,
+)
 from opsqueue._speedups.records cimport (
-    CHUNK_HAS_OUTPUT, CHUNK_IS_DIRECT, CLOSE_CLEAN, CLOSE_LOST, DROP_CANCELLED, DROP_COMPLETED, DROP_EXPIRED,
-    DROP_FAILED, FEATURE_CLEAN_CLOSE, FEATURE_COMPACT, FEATURE_DROPPED, FEATURE_EXTEND, FEATURE_FAIL_SUBMISSION,
-    FEATURE_REFUSAL, FEATURE_RELEASE, FEATURE_RETRY_LATER, MAX_REPORTED, REC_CLOSE, REC_COMPLETE, REC_DROPPED,
-    REC_EXTEND, REC_FAIL, REC_FAIL_SUBMISSION, REC_OPEN, REC_REFUSED, REC_RELEASE, REC_REPORT, REC_RESERVE,
-    REC_RESERVED, REC_RETRY_LATER, REC_WITHDRAWN, REC_WORKING_ON, RESERVED_ON_CREDIT, ChunkRecord, CloseRecord,
-    DroppedRecord, OpenRecord, RefusedRecord, ReportRun, ReservedChunk, ReservedRecord, ReserveRecord,
-    WithdrawnRecord,
+    CHUNK_HAS_OUTPUT, CHUNK_IS_DIRECT, CLOSE_CLEAN, CLOSE_LOST, DROP_EXPIRED, FEATURE_COMPACT, FEATURE_DROPPED,
+    FEATURE_REFUSAL, MAX_REPORTED, REC_CLOSE, REC_COMPLETE, REC_DROPPED, REC_EXTEND, REC_FAIL, REC_FAIL_SUBMISSION,
+    REC_OPEN, REC_REFUSED, REC_RELEASE, REC_REPORT, REC_RESERVE, REC_RESERVED, REC_RETRY_LATER, REC_WITHDRAWN,
+    REC_WORKING_ON, RESERVED_ON_CREDIT, ChunkRecord, CloseRecord, DroppedRecord, OpenRecord, RefusedRecord, ReportRun,
+    ReservedChunk, ReservedRecord, ReserveRecord, WithdrawnRecord,
 )
 from opsqueue._speedups.replies cimport put, put_chunk_id, put_sync, put_unsigned
 from opsqueue._speedups.ring cimport Endpoint, Ring
+
+from opsqueue._speedups.consumer_texts import DROP_TEXTS, FAULTS, NEEDED_FEATURE
 
 cdef extern from "<sys/socket.h>" nogil:
     int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
@@ -90,46 +92,6 @@ REPORT = REC_REPORT
 OPEN_CREDIT = MESSAGE_OPEN_CREDIT
 ADD_CREDIT = MESSAGE_ADD_CREDIT
 WITHDRAW_CREDIT = MESSAGE_WITHDRAW_CREDIT
-#: Bits of the agreed features, by name.
-FEATURE_BITS = {
-    "clean-close": FEATURE_CLEAN_CLOSE,
-    "refusal": FEATURE_REFUSAL,
-    "dropped": FEATURE_DROPPED,
-    "release": FEATURE_RELEASE,
-    "extend": FEATURE_EXTEND,
-    "retry-later": FEATURE_RETRY_LATER,
-    "fail-submission": FEATURE_FAIL_SUBMISSION,
-    "compact": FEATURE_COMPACT,
-}
-
-cdef dict FAULTS = {
-    FAULT_RESERVED_BITS: b"reserved bits are set; no extension was agreed",
-    FAULT_OPCODE: b"the frame's opcode is reserved",
-    FAULT_UNMASKED: b"the frame is not masked",
-    FAULT_CONTROL_FRAGMENTED: b"a control frame is fragmented",
-    FAULT_CONTROL_SIZE: b"a control frame has more than 125 bytes",
-    FAULT_LENGTH: b"the frame's length is not in its shortest form",
-}
-cdef dict NEEDED_FEATURE = {
-    REC_WORKING_ON: (FEATURE_CLEAN_CLOSE, b"WorkingOn needs the feature clean-close, which was not agreed"),
-    REC_RELEASE: (FEATURE_RELEASE, b"ReleaseChunk needs the feature release, which was not agreed"),
-    REC_EXTEND: (FEATURE_EXTEND, b"ExtendReservation needs the feature extend, which was not agreed"),
-    REC_RETRY_LATER: (FEATURE_RETRY_LATER, b"RetryLater needs the feature retry-later, which was not agreed"),
-    REC_FAIL_SUBMISSION: (
-        FEATURE_FAIL_SUBMISSION,
-        b"FailSubmission needs the feature fail-submission, which was not agreed",
-    ),
-    REC_REPORT: (FEATURE_COMPACT, b"ReportChunks needs the feature compact, which was not agreed"),
-    MESSAGE_OPEN_CREDIT: (FEATURE_COMPACT, b"OpenCredit needs the feature compact, which was not agreed"),
-    MESSAGE_ADD_CREDIT: (FEATURE_COMPACT, b"AddCredit needs the feature compact, which was not agreed"),
-    MESSAGE_WITHDRAW_CREDIT: (FEATURE_COMPACT, b"WithdrawCredit needs the feature compact, which was not agreed"),
-}
-cdef dict DROP_TEXTS = {
-    DROP_CANCELLED: b"cancelled",
-    DROP_FAILED: b"failed",
-    DROP_COMPLETED: b"completed",
-    DROP_EXPIRED: b"expired",
-}
 
 
 cdef inline uint64_t monotonic_ns() noexcept nogil:
@@ -140,13 +102,6 @@ cdef inline uint64_t monotonic_ns() noexcept nogil:
 
 cdef inline void count(uint64_t *counters, int counter, int64_t amount) noexcept nogil:
     counters[counter] += <uint64_t>amount
-
-
-cdef void let_go(Strategy *strategy) noexcept nogil:
-    if strategy != NULL:
-        strategy.references -= 1
-        if strategy.references == 0:
-            free(strategy)
 
 
 class BadRecordError(Exception):
@@ -165,14 +120,11 @@ cdef class ConsumerConnection:
             self.compact = CompactPeer()
 
     def __dealloc__(self):
-        cdef uint32_t i
         discard(&self.kept)
         discard(&self.message)
         discard(&self.large)
         discard(&self.out)
-        for i in range(self.requests_used):
-            let_go(self.requests[(self.requests_first + i) & (self.requests_capacity - 1)].strategy)
-        free(self.requests)
+        requests_close(&self.requests)
         let_go(self.last_strategy)
 
     def start(self, transport, bytes init not None, bytes received not None) -> None:
@@ -517,7 +469,9 @@ cdef class ConsumerConnection:
             memcpy(strategy.canonical, m.strategy, m.strategy_size)
             let_go(self.last_strategy)
             self.last_strategy = strategy
-        request = self.new_request()
+        request = request_new(&self.requests, self.parked)
+        if request == NULL:
+            raise MemoryError(f"no memory for {self.parked} requests")
         request.nonce = m.nonce
         request.max = <uint32_t>m.argument if m.argument < MAX_CHUNKS else MAX_CHUNKS
         request.since_ns = monotonic_ns()
@@ -584,7 +538,7 @@ cdef class ConsumerConnection:
             (<ChunkRecord *>at).tail_size = 0
         self.releases = None
         while self.reissues:
-            request = self.find(self.reissues[0])
+            request = request_find(&self.requests, self.reissues[0])
             if request != NULL and not self.write_reserve(request):
                 return False
             self.reissues.pop(0)
@@ -684,52 +638,10 @@ cdef class ConsumerConnection:
 
     # --- requests that wait for their answer ---
 
-    cdef Outstanding *new_request(self) except NULL:
-        cdef uint32_t capacity, i, kept
-        cdef Outstanding *grown
-        cdef Outstanding *old
-        if self.requests_used == self.requests_capacity:
-            capacity = 4
-            while capacity < 2 * self.parked + 2:
-                capacity *= 2
-            grown = <Outstanding *>calloc(capacity, sizeof(Outstanding))
-            if grown == NULL:
-                raise MemoryError(f"no memory for {capacity} requests")
-            kept = 0
-            for i in range(self.requests_used):
-                old = &self.requests[(self.requests_first + i) & (self.requests_capacity - 1)]
-                if old.strategy != NULL:
-                    grown[kept] = old[0]
-                    kept += 1
-            free(self.requests)
-            self.requests = grown
-            self.requests_capacity = capacity
-            self.requests_first = 0
-            self.requests_used = kept
-        self.requests_used += 1
-        return &self.requests[(self.requests_first + self.requests_used - 1) & (self.requests_capacity - 1)]
-
-    cdef Outstanding *find(self, uint64_t nonce) noexcept:
-        cdef uint32_t i
-        cdef Outstanding *request
-        for i in range(self.requests_used):
-            request = &self.requests[(self.requests_first + i) & (self.requests_capacity - 1)]
-            if request.nonce == nonce and request.strategy != NULL:
-                return request
-        return NULL
-
     cdef void answered(self, Outstanding *request):
         observe(self.hub.counters, HISTOGRAM_RESERVE, monotonic_ns() - request.since_ns)
-        let_go(request.strategy)
-        request.strategy = NULL
+        request_answered(&self.requests, request)
         self.parked -= 1
-        while self.requests_used and self.requests[self.requests_first].strategy == NULL:
-            self.requests_first = (self.requests_first + 1) & (self.requests_capacity - 1)
-            self.requests_used -= 1
-        if self.requests_used == 0 and self.requests_capacity > 4:
-            free(self.requests)
-            self.requests = NULL
-            self.requests_capacity = self.requests_first = 0
         if self.block == BLOCK_PARKED and self.parked < MAX_PARKED // 2:
             self.hub.resumable.append(self)
 
@@ -738,7 +650,7 @@ cdef class ConsumerConnection:
     cdef void reserved(self, ReservedRecord *record, ReservedChunk *chunks):
         """Build the reply; give back what cannot be in it."""
         cdef ConsumerHub hub = self.hub
-        cdef Outstanding *request = self.find(record.nonce)
+        cdef Outstanding *request = request_find(&self.requests, record.nonce)
         cdef ReservedChunk *chunk
         cdef Description about
         cdef uint8_t *to
@@ -821,7 +733,7 @@ cdef class ConsumerConnection:
         if record.flags & RESERVED_ON_CREDIT:
             credit = self.compact.find(record.nonce)
         else:
-            request = self.find(record.nonce)
+            request = request_find(&self.requests, record.nonce)
         hub.scratch.size = REPLY_HEADROOM
         if credit != NULL or request != NULL:
             groups = hub.packer.pack(
@@ -882,7 +794,7 @@ cdef class ConsumerConnection:
         self.hub.flush_out()
 
     cdef void refused(self, RefusedRecord *record, const uint8_t *reason):
-        cdef Outstanding *request = self.find(record.nonce)
+        cdef Outstanding *request = request_find(&self.requests, record.nonce)
         cdef Credit *credit = NULL
         if record.flags & RESERVED_ON_CREDIT:
             credit = self.compact.find(record.nonce)

@@ -20,7 +20,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from opsqueue._speedups import consumer as speedups
-from opsqueue._speedups.consumer import FEATURE_BITS, ConsumerConnection
+from opsqueue._speedups.consumer import ConsumerConnection
+from opsqueue._speedups.consumer_texts import FEATURE_BITS
 from opsqueue._speedups.pump import FrontendPump
 from opsqueue.protocol import consumer as protocol
 from opsqueue.protocol import strategy
