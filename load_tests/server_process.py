@@ -34,11 +34,13 @@ class ServerProcess:
         return [self.process.pid, *map(int, path.read_text().split())]
 
     def cpu_by_process(self) -> dict[str, float]:
-        """Processor seconds that each of its processes has used, by the name that it has in ps; summed over front-ends."""
+        """Processor seconds that each of its processes has used, by its name in ps."""
         used: dict[str, float] = {}
         for pid in self.pids():
             status = Path(f"/proc/{pid}/stat").read_text()
-            name = status[status.index("(") + 1 : status.rindex(")")].removeprefix("opsqueue").strip(" :-") or "supervisor"
+            name = (
+                status[status.index("(") + 1 : status.rindex(")")].removeprefix("opsqueue").strip(" :-") or "supervisor"
+            )
             fields = status.rpartition(")")[2].split()
             used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return used
