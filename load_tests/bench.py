@@ -26,6 +26,8 @@ from load_tests.server_process import ServerProcess, running_server
 
 OLDEST = b"\x66Oldest"
 RANDOM = b"\x66Random"
+#: A credit stands for this many requests: it is topped up with each reply, long before it is used up.
+CREDIT_REQUESTS = 8
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,15 @@ def lifecycles(
     *,
     compact: bool = False,
 ) -> Figure:
-    """Chunks reserved and completed per second; `compact` with opsqueue's own messages, on a credit of `max_chunks`."""
+    """Chunks reserved and completed per second; `compact`: with opsqueue's own messages, on a credit of eight requests."""
     with peers.connect(server.address) as producer:
         peers.exchange(producer, peers.insert_request(server.address, unique_prefix(), 200_000_000))
         sockets = [peers.consumer(server.address, "compact" if compact else None) for _ in range(consumers)]
-        made = CompactConsumers if compact else Consumers
-        generator = made([each.fileno() for each in sockets], max_chunks, strategy)
+        descriptors = [each.fileno() for each in sockets]
+        if compact:
+            generator: Consumers = CompactConsumers(descriptors, max_chunks * CREDIT_REQUESTS, strategy)
+        else:
+            generator = Consumers(descriptors, max_chunks, strategy)
         generator.run(0.5)  # warm up
         before = server.cpu_by_process()
         generator.run(seconds)
@@ -88,7 +93,7 @@ def lifecycles(
         f"cores: generator {cores(generator.cpu_ns / 1e9, elapsed)}, {used}"
     )
     if compact:
-        name += ", compact messages"
+        name += f", compact messages, a credit of {max_chunks * CREDIT_REQUESTS}"
     what = f"lifecycles, {consumers} consumers, {max_chunks} a request, {name}"
     return Figure(what, generator.chunks / elapsed, "1/s", reference, True, note)
 
