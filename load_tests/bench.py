@@ -68,7 +68,7 @@ def lifecycles(
     *,
     compact: bool = False,
 ) -> Figure:
-    """Chunks reserved and completed per second; `compact`: with opsqueue's own messages, on a credit of eight requests."""
+    """Chunks reserved and completed per second; `compact`: by our own messages, on a credit of several requests."""
     with peers.connect(server.address) as producer:
         peers.exchange(producer, peers.insert_request(server.address, unique_prefix(), 200_000_000))
         sockets = [peers.consumer(server.address, "compact" if compact else None) for _ in range(consumers)]

@@ -17,7 +17,8 @@ from opsqueue._speedups.cbor cimport (
 )
 from opsqueue._speedups.compact cimport CompactPeer, Credit, Packer
 from opsqueue._speedups.consumer_messages cimport (
-    MESSAGE_ADD_CREDIT, MESSAGE_OPEN_CREDIT, MESSAGE_WITHDRAW_CREDIT, OUTPUT_ARRAY, OUTPUT_BYTES, OUTPUT_NONE, STRATEGY_BYTES, Message, copy_array, scan_message,
+    MESSAGE_ADD_CREDIT, MESSAGE_OPEN_CREDIT, MESSAGE_WITHDRAW_CREDIT, OUTPUT_ARRAY, OUTPUT_BYTES, OUTPUT_NONE,
+    STRATEGY_BYTES, Message, copy_array, scan_message,
 )
 from opsqueue._speedups.counters cimport (
     BYTES_RECEIVED, BYTES_SENT, CONSUMERS_CONNECTED, CONSUMERS_LOST, CONSUMERS_OPENED, CONSUMERS_REJECTED,
