@@ -47,6 +47,7 @@ cdef class Dispatch:
     cdef readonly uint32_t parked
     cdef uint64_t arrivals
     cdef uint32_t chunks_reported             # by the reports of this turn, beside one a record
+    cdef uint32_t unpublished                 # chunks in replies that the front-ends cannot see yet
     cdef bint more_waiters                    # the last look at them ended at its bound, and had served some
     # scratch
     cdef ReservedChunk *reserved
@@ -57,6 +58,7 @@ cdef class Dispatch:
     cdef readonly list bad_frontends          # indexes, for the loop to end and clear
     cdef uint64_t *counters
 
+    cdef void publish(self)
     cdef bint drain(self, uint32_t index, uint32_t limit)
     cdef bint handle(self, uint32_t index, uint32_t kind, uint8_t *payload, uint32_t size)
     cdef void handle_reserve(self, Endpoint endpoint, uint64_t holder, ReserveRecord *record)

@@ -77,6 +77,7 @@ cdef extern from "time.h" nogil:
 cdef enum:
     MAX_CHUNKS = 4096             # of one reply (WIRE section 4)
     CREDIT_SLICE = 64             # chunks that a credit is given before the next waiter has its turn
+    PUBLISH_CHUNKS = 128          # reserved chunks after which replies become visible before the end of a turn
     CHUNKS_A_RECORD = 16          # reported chunks that count as one record of a turn
     NO_WAITER = 0xFFFFFFFF
     FRONTEND_SHIFT = 56           # of a holder
@@ -145,15 +146,20 @@ cdef class Dispatch:
 
     def serve(self) -> None:
         """Send notices, answer parked requests with what has become available, make everything visible."""
-        cdef Endpoint endpoint
         if self.engine.notice_count:
             # First: a holder that has lost a chunk may be given the same one again below, and must hear of it in this order.
             self.send_notices()
         self.more_waiters = False
         if self.parked and self.engine.available:
             self.serve_waiters()
+        self.publish()
+
+    cdef void publish(self):
+        """Make what was written visible to the front-ends."""
+        cdef Endpoint endpoint
         for endpoint in self.endpoints:
             endpoint.flush()
+        self.unpublished = 0
 
     def has_changes(self) -> bool:
         """The engine has events or ended submissions that no batch has taken."""
@@ -215,6 +221,9 @@ cdef class Dispatch:
             if self.chunks_reported >= CHUNKS_A_RECORD:
                 limit -= min(limit - taken, self.chunks_reported // CHUNKS_A_RECORD)
             self.chunks_reported = 0
+            if self.unpublished >= PUBLISH_CHUNKS:
+                # The front-ends work on these meanwhile.
+                self.publish()
         if got < 0:
             frontend.bad = True
             self.bad_frontends.append(index)
@@ -408,6 +417,7 @@ cdef class Dispatch:
         memcpy(at + sizeof(ReservedRecord), self.reserved, count * sizeof(ReservedChunk))
         self.counters[<int>RESERVATIONS_SUCCEEDED] += 1
         self.counters[<int>RECORDS_SENT] += 1
+        self.unpublished += count
         return count
 
     cdef void handle_chunk(self, uint32_t kind, uint64_t holder, ChunkRecord *record):
