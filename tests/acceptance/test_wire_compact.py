@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 from pathlib import Path
 from typing import Any
@@ -350,6 +351,102 @@ def test_consumers_with_credits_and_consumers_of_the_reference_share_a_submissio
     reference.settle()
     wire.producer.wait_for_state(submission, "Completed")
     assert len(set(credit.got)) == len(credit.got) == 340
+
+
+class Worker:
+    """A consumer whose credit grows, shrinks and ends at random; it knows which chunks are its own."""
+
+    def __init__(self, wire: Wire, source: random.Random) -> None:
+        self._wire = wire
+        self._source = source
+        self._names = 1000
+        self.done: set[ChunkId] = set()
+        self.begin()
+
+    def begin(self) -> None:
+        self.consumer = self._wire.consumer(FEATURES)
+        self.held: list[ChunkId] = []
+        self.open()
+
+    def open(self) -> None:
+        self._names += 1
+        strategy = self._source.choice(["Oldest", "Newest", "Random"])
+        self.credit = Credit(self.consumer, self._source.randrange(200), strategy, nonce=self._names)
+
+    def listen(self) -> None:
+        """Take what has come; `withdraw` and this are the only places where chunks become its own."""
+        self.credit.settle()
+        self.take()
+
+    def take(self) -> None:
+        self.held += self.credit.got
+        self.credit.got = []
+
+    def end_some(self) -> None:
+        """Report some of its chunks, or give them back."""
+        count = self._source.randrange(len(self.held) + 1)
+        self._source.shuffle(self.held)
+        some, self.held = self.held[:count], self.held[count:]
+        done = self._source.random() < 0.6
+        if done:
+            self.done.update(some)
+        elif some and self._source.random() < 0.5:
+            for chunk in some:
+                self.consumer.about("ReleaseChunk", chunk)
+            return
+        for at in range(0, len(some), 50):
+            self.consumer.say(
+                report(*((number, [chunk], None if done else "again") for number, chunk in some[at : at + 50]))
+            )
+
+    def step(self) -> None:
+        choice = self._source.random()
+        if choice < 0.4:
+            self.end_some()
+        elif choice < 0.7:
+            self.credit.add(self._source.randrange(1, 100))
+        elif choice < 0.9:
+            self.credit.withdraw()
+            self.take()
+            self.open()
+        elif choice < 0.94:
+            self.consumer.drop()
+            self.begin()
+        self.listen()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_consumers_do_with_their_credits_no_chunk_has_two_holders_and_none_is_lost(
+    serve: Serve, seed: int
+) -> None:
+    wire = serve(max_chunk_retries=1_000_000)
+    source = random.Random(seed)
+    sizes = [source.randrange(1, 400) for _ in range(5)]
+    submissions = [wire.producer.insert(size) for size in sizes]
+    every = {(number, chunk) for number, size in zip(submissions, sizes, strict=True) for chunk in range(size)}
+    workers = [Worker(wire, source) for _ in range(3)]
+    for _ in range(150):
+        source.choice(workers).step()
+        held = [chunk for worker in workers for chunk in worker.held]
+        assert len(held) == len(set(held))
+    for worker in workers:
+        worker.credit.withdraw()
+        worker.take()
+    done = set().union(*(worker.done for worker in workers))
+    assert done <= every
+    held = [chunk for worker in workers for chunk in worker.held]
+    assert len(held) == len(set(held))
+    assert not done & set(held)
+    for worker in workers:
+        worker.consumer.drop()
+    left = every - done
+    with RawConsumer(wire.server.port, FEATURES) as last:
+        credit = Credit(last, len(left))
+        assert set(credit.wait_for(len(left))) == left
+        last.say(report(*((number, [chunk], None) for number, chunk in left)))
+        credit.settle()
+    for number in submissions:
+        wire.producer.wait_for_state(number, "Completed")
 
 
 # --- the other rules of reservations ---
