@@ -20,12 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from load_tests import peers
-from load_tests.generator import Consumers, Inserters
+from load_tests.generator import CompactConsumers, Consumers, Inserters
 from load_tests.reference_client import ReferenceClient, find_python312
 from load_tests.server_process import ServerProcess, running_server
 
 OLDEST = b"\x66Oldest"
 RANDOM = b"\x66Random"
+#: A credit stands for this many requests: it is topped up with each reply, long before it is used up.
+CREDIT_REQUESTS = 8
 
 
 @dataclass(frozen=True)
@@ -56,27 +58,42 @@ def cores(cpu_s: float, seconds: float) -> str:
 
 
 def lifecycles(
-    server: ServerProcess, consumers: int, max_chunks: int, seconds: float, reference: float, strategy: bytes, name: str
+    server: ServerProcess,
+    consumers: int,
+    max_chunks: int,
+    seconds: float,
+    reference: float,
+    strategy: bytes,
+    name: str,
+    *,
+    compact: bool = False,
 ) -> Figure:
-    """Chunks reserved and completed per second."""
+    """Chunks reserved and completed per second; `compact`: by our own messages, on a credit of several requests."""
     with peers.connect(server.address) as producer:
         peers.exchange(producer, peers.insert_request(server.address, unique_prefix(), 200_000_000))
-        sockets = [peers.consumer(server.address) for _ in range(consumers)]
-        generator = Consumers([each.fileno() for each in sockets], max_chunks, strategy)
+        sockets = [peers.consumer(server.address, "compact" if compact else None) for _ in range(consumers)]
+        descriptors = [each.fileno() for each in sockets]
+        if compact:
+            generator: Consumers = CompactConsumers(descriptors, max_chunks * CREDIT_REQUESTS, strategy)
+        else:
+            generator = Consumers(descriptors, max_chunks, strategy)
         generator.run(0.5)  # warm up
-        before = server.cpu_seconds()
+        before = server.cpu_by_process()
         generator.run(seconds)
-        used = server.cpu_seconds() - before
+        after = server.cpu_by_process()
         for each in sockets:
             each.close()
         cancel_all(server, producer)
     elapsed = generator.seconds_ns / 1e9
     latencies = generator.latencies_us()
+    used = ", ".join(f"{process} {cores(after[process] - before[process], elapsed)}" for process in after)
     note = (
         f"reserve p50 {latencies[len(latencies) // 2] / 1000:.2f} ms, "
         f"p99 {latencies[len(latencies) * 99 // 100] / 1000:.2f} ms; "
-        f"cores: generator {cores(generator.cpu_ns / 1e9, elapsed)}, server {cores(used, elapsed)}"
+        f"cores: generator {cores(generator.cpu_ns / 1e9, elapsed)}, {used}"
     )
+    if compact:
+        name += f", compact messages, a credit of {max_chunks * CREDIT_REQUESTS}"
     what = f"lifecycles, {consumers} consumers, {max_chunks} a request, {name}"
     return Figure(what, generator.chunks / elapsed, "1/s", reference, True, note)
 
@@ -219,6 +236,8 @@ def main() -> None:
         lambda server: lifecycles(server, 8, 1, arguments.seconds, 680, RANDOM, "Random"),
         lambda server: lifecycles(server, 64, 1, arguments.seconds, 490, OLDEST, "Oldest"),
         lambda server: lifecycles(server, 8, 64, arguments.seconds, 980, OLDEST, "Oldest"),
+        lambda server: lifecycles(server, 8, 64, arguments.seconds, 980, OLDEST, "Oldest", compact=True),
+        lambda server: lifecycles(server, 8, 64, arguments.seconds, 980, RANDOM, "Random", compact=True),
         lambda server: insert_latency(server, 1, 200, 4.3),
         lambda server: insert_latency(server, 1_000, 200, 4.1),
         lambda server: insert_latency(server, 1_000_000, 100, 5_098),

@@ -41,6 +41,7 @@ cdef enum:
     BUFFER = 1 << 20
     LATENCIES = 1 << 21           # samples kept; later ones overwrite from the start
     COMPLETE_SIZE = 160           # an upper bound of one CompleteChunk frame
+    MESSAGE_AT = 32768            # where a report is put together in the output, behind its frame
 
 
 cdef uint64_t clock_ns(int clock) noexcept nogil:
@@ -170,7 +171,7 @@ cdef class Consumers:
         cdef uint8_t[64] text
         self.count = <uint32_t>len(sockets)
         self.connections = <Connection *>calloc(self.count, sizeof(Connection))
-        self.output = <uint8_t *>malloc(max_chunks * COMPLETE_SIZE + 4096 + len(strategy))
+        self.output = <uint8_t *>malloc(max_chunks * COMPLETE_SIZE + 4 * MESSAGE_AT + len(strategy))
         self.latencies = <uint64_t *>calloc(LATENCIES, sizeof(uint64_t))
         self.epoll = epoll_create1(0)
         for index, fd in enumerate(sockets):
@@ -318,6 +319,121 @@ cdef class Consumers:
         """Microseconds from each request to its reply, sorted; of the last 2,097,152 at most."""
         cdef uint64_t count = min(self.replies, <uint64_t>LATENCIES)
         return sorted(self.latencies[index] / 1000.0 for index in range(count))
+
+
+cdef class CompactConsumers(Consumers):
+    """The same with opsqueue's compact messages: a running credit of `credit` chunks, topped up with each reply, whose
+    chunks are reported done in one message. The connections have agreed on the feature compact and opened no credit."""
+
+    cdef uint32_t credit
+
+    def __cinit__(self, sockets, uint32_t max_chunks, bytes strategy not None):
+        self.credit = max_chunks
+
+    cdef uint8_t *put_credit(self, uint8_t *at, Connection *connection, uint32_t chunks) noexcept nogil:
+        cdef uint8_t[128] message
+        cdef uint8_t *to = message
+        to[0] = 0xA2
+        to = put_uint(put_text(to + 1, b"nonce", 5), 0x00, connection.nonce)
+        connection.nonce += 1
+        to = put_text(to, b"contents", 8)
+        to[0] = 0xA1
+        to = put_text(to + 1, b"AddCredit", 9)
+        to[0] = 0xA2
+        to = put_uint(put_text(to + 1, b"credit", 6), 0x00, 0)
+        to = put_uint(put_text(to, b"chunks", 6), 0x00, chunks)
+        return put_frame(at, 2, message, <uint32_t>(to - message))
+
+    cdef uint8_t *put_want(self, uint8_t *at, Connection *connection, const uint8_t *tail, uint32_t size) noexcept nogil:
+        """Open the credit, whose name is the connection's first nonce, or fill it up again."""
+        cdef uint8_t[1024] message
+        cdef uint8_t *to = message
+        if connection.nonce:
+            return self.put_credit(at, connection, self.credit)
+        connection.nonce = 1
+        to[0] = 0xA2
+        to = put_uint(put_text(to + 1, b"nonce", 5), 0x00, 0)
+        to = put_text(to, b"contents", 8)
+        to[0] = 0xA1
+        to = put_text(to + 1, b"OpenCredit", 10)
+        to[0] = 0xA2
+        to = put_text(to + 1, b"chunks", 6)
+        memcpy(to, tail, size)
+        return put_frame(at, 2, message, <uint32_t>(to + size - message))
+
+    cdef int answer(self, Connection *connection, const uint8_t *payload, uint32_t size,
+                    const uint8_t *tail, uint32_t tail_size, bint ask) noexcept nogil:
+        """Report every chunk of a reply and grant as many; 0, or -1 when the connection is gone."""
+        cdef const uint8_t *at = payload
+        cdef const uint8_t *end = payload + size
+        cdef const uint8_t *runs
+        cdef uint8_t *message = self.output + MESSAGE_AT
+        cdef uint8_t *to = message
+        cdef uint8_t *frame
+        cdef uint64_t groups, group, submission, ignored, runs_size, number, more, chunks = 0
+        cdef uint32_t shift
+        at = <const uint8_t *>memmem(at, end - at, b"\x6cPackedChunks", 13)
+        if at == NULL:
+            return 0  # Init
+        at = get_uint(at + 13, &groups)
+        to[0] = 0xA2
+        to = put_uint(put_text(to + 1, b"nonce", 5), 0x00, connection.nonce)
+        connection.nonce += 1
+        to = put_text(to, b"contents", 8)
+        to[0] = 0xA1
+        to = put_text(to + 1, b"ReportChunks", 12)
+        to[0] = 0xA1
+        to = put_uint(put_text(to + 1, b"reports", 7), 0x80, groups)
+        for group in range(groups):
+            at += 1  # array of 5
+            if at[0] >> 5 == 5:
+                get_uint(at + 4, &submission)  # past the map's head and the key id
+                at = <const uint8_t *>memmem(at, end - at, b"\x72otel_trace_carrier", 19)
+                at = get_uint(at + 19, &ignored)
+                at += ignored
+            else:
+                at = get_uint(at, &submission)
+            at = get_uint(at, &ignored)  # chunks_done
+            at = get_uint(at, &runs_size)
+            runs = at
+            at += runs_size
+            to[0] = 0x83
+            to = put_uint(put_uint(to + 1, 0x00, submission), 0x40, runs_size)
+            memcpy(to, runs, runs_size)
+            to += runs_size
+            to[0] = 0xF6
+            to += 1
+            while runs < at:
+                number = shift = more = 0
+                while runs[0] & 0x80:
+                    number |= <uint64_t>(runs[0] & 0x7F) << shift
+                    shift += 7
+                    runs += 1
+                number |= <uint64_t>runs[0] << shift
+                runs += 1
+                if number & 1:
+                    shift = 0
+                    while runs[0] & 0x80:
+                        more |= <uint64_t>(runs[0] & 0x7F) << shift
+                        shift += 7
+                        runs += 1
+                    more |= <uint64_t>runs[0] << shift
+                    runs += 1
+                chunks += 1 + more
+            for shift in range(2):  # retries and inputs
+                if at[0] == 0xF6:
+                    at += 1
+                else:
+                    at = get_uint(at, &ignored)
+                    at += ignored
+        self.chunks += chunks
+        self.latencies[self.replies & (LATENCIES - 1)] = clock_ns(CLOCK_MONOTONIC) - connection.asked_ns
+        self.replies += 1
+        frame = put_frame(self.output, 2, message, <uint32_t>(to - message))
+        if ask:
+            frame = self.put_credit(frame, connection, <uint32_t>chunks)
+            connection.asked_ns = clock_ns(CLOCK_MONOTONIC)
+        return write_all(connection.fd, self.output, frame - self.output)
 
 
 cdef class Inserters:

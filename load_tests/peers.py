@@ -16,13 +16,14 @@ def connect(address: str) -> socket.socket:
     return connection
 
 
-def consumer(address: str) -> socket.socket:
-    """A consumer's connection after its handshake; Init may be unread."""
+def consumer(address: str, features: str | None = None) -> socket.socket:
+    """A consumer's connection after its handshake; Init may be unread. `features` None sends no Opsqueue-Features."""
     connection = connect(address)
+    extensions = "" if features is None else f"Opsqueue-Features: {features}\r\n"
     key = base64.b64encode(os.urandom(16)).decode()
     connection.sendall(
         f"GET /consumer HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n{extensions}\r\n".encode()
     )
     head = b""
     while not head.endswith(b"\r\n\r\n"):  # byte by byte: what follows belongs to the generator

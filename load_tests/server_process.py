@@ -33,13 +33,21 @@ class ServerProcess:
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [self.process.pid, *map(int, path.read_text().split())]
 
+    def cpu_by_process(self) -> dict[str, float]:
+        """Processor seconds that each of its processes has used, by its name in ps."""
+        used: dict[str, float] = {}
+        for pid in self.pids():
+            status = Path(f"/proc/{pid}/stat").read_text()
+            name = (
+                status[status.index("(") + 1 : status.rindex(")")].removeprefix("opsqueue").strip(" :-") or "supervisor"
+            )
+            fields = status.rpartition(")")[2].split()
+            used[name] = used.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return used
+
     def cpu_seconds(self) -> float:
         """Processor time that all its processes have used."""
-        ticks = 0
-        for pid in self.pids():
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return sum(self.cpu_by_process().values())
 
 
 @contextlib.contextmanager

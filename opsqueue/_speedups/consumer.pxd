@@ -7,9 +7,11 @@ per message. What is unusual goes through opsqueue.protocol.consumer. Knows noth
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from opsqueue._speedups.buffers cimport Bytes
+from opsqueue._speedups.compact cimport CompactPeer, Packer
 from opsqueue._speedups.consumer_messages cimport Message
 from opsqueue._speedups.descriptions cimport DescriptionCache
-from opsqueue._speedups.records cimport DroppedRecord, RefusedRecord, ReservedChunk, ReservedRecord
+from opsqueue._speedups.outstanding cimport Outstanding, Requests, Strategy
+from opsqueue._speedups.records cimport DroppedRecord, RefusedRecord, ReservedChunk, ReservedRecord, WithdrawnRecord
 from opsqueue._speedups.ring cimport Endpoint
 
 
@@ -24,19 +26,6 @@ cdef enum Block:                  # why nothing more is parsed now
     BLOCK_RING = 1                # the ring to the writer is full, or the writer does not know us yet
     BLOCK_PARKED = 2              # too many requests wait for their answer
     BLOCK_WRITING = 3             # the peer does not read what we write
-
-
-cdef struct Strategy:             # shared by the requests that ask for it
-    uint32_t references
-    uint32_t size
-    uint8_t[1] canonical          # `size` of them
-
-
-cdef struct Outstanding:          # a reserve request that is not answered
-    uint64_t nonce
-    uint64_t since_ns             # CLOCK_MONOTONIC
-    Strategy *strategy            # NULL: answered
-    uint32_t max
 
 
 cdef class ConsumerConnection:
@@ -77,15 +66,13 @@ cdef class ConsumerConnection:
     # to be written
     cdef Bytes out
     # requests
-    cdef Outstanding *requests    # a ring buffer
-    cdef uint32_t requests_capacity
-    cdef uint32_t requests_first
-    cdef uint32_t requests_used   # answered ones between unanswered ones too
+    cdef Requests requests
     cdef readonly uint32_t parked # unanswered
     cdef Strategy *last_strategy
     cdef list deferred            # records that came while the peer did not read
     cdef list releases            # (submission, chunk) to give back
     cdef list reissues            # nonces to ask for again
+    cdef CompactPeer compact      # None without the feature
 
     # reading
     cdef size_t consume(self, uint8_t *data, size_t size)
@@ -94,6 +81,9 @@ cdef class ConsumerConnection:
     cdef void take_message(self, uint8_t *data, size_t size)
     cdef void take_unusual(self, const uint8_t *data, size_t size, Message *m)
     cdef void apply(self, Message *m, const uint8_t *end)
+    cdef void apply_credit(self, Message *m)
+    cdef void apply_report(self, const uint8_t *data)
+    cdef uint8_t *new_record(self, uint32_t kind, size_t size) except NULL
     cdef void ask(self, Message *m)
     cdef bint has_room(self, size_t size) noexcept
     cdef bint parsing(self) noexcept
@@ -106,10 +96,11 @@ cdef class ConsumerConnection:
     cdef void leave(self, uint32_t cause)
     cdef void try_leave(self)
     # answers
-    cdef Outstanding *new_request(self) except NULL
-    cdef Outstanding *find(self, uint64_t nonce) noexcept
     cdef void answered(self, Outstanding *request)
     cdef void reserved(self, ReservedRecord *record, ReservedChunk *chunks)
+    cdef void reserved_packed(self, ReservedRecord *record, ReservedChunk *chunks)
+    cdef void withdrawn(self, WithdrawnRecord *record)
+    cdef void send_reply(self, const uint8_t *prefix, size_t size)
     cdef void refused(self, RefusedRecord *record, const uint8_t *reason)
     cdef void dropped(self, DroppedRecord *record)
     cdef void refuse(self, uint64_t nonce, bytes reason)
@@ -155,6 +146,7 @@ cdef class ConsumerHub:
     # replies
     cdef Bytes scratch
     cdef DescriptionCache descriptions
+    cdef Packer packer
 
     cdef void handle(self, uint32_t kind, uint8_t *payload, uint32_t size)
     cdef void flush_out(self)

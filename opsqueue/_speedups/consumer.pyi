@@ -18,7 +18,10 @@ RELEASE: int
 EXTEND: int
 RETRY_LATER: int
 FAIL_SUBMISSION: int
-FEATURE_BITS: dict[str, int]
+REPORT: int
+OPEN_CREDIT: int
+ADD_CREDIT: int
+WITHDRAW_CREDIT: int
 
 #: (kind, nonce, submission, chunk, argument, content); kind 0: a request to refuse, with content as its reason.
 Decoded = tuple[int, int, int, int, int, bytes | str | None]
@@ -41,6 +44,7 @@ class ConsumerConnection:
     def resume_writing(self) -> None: ...
     def connection_lost(self, exc: Exception | None) -> None: ...
     def reissue(self, nonce: int) -> None: ...
+    def reissue_credits(self) -> None: ...
     def end_transport(self) -> None: ...
 
 class ConsumerHub:

@@ -3,7 +3,7 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
+from libc.stdlib cimport malloc
 from libc.string cimport memcmp, memcpy
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport write
@@ -15,8 +15,10 @@ from opsqueue._speedups.buffers cimport Bytes, append, discard, ensure, take
 from opsqueue._speedups.cbor cimport (
     CBOR_NULL, MAJOR_ARRAY, MAJOR_BYTES, MAJOR_TEXT, cut_utf8, is_utf8, write_head,
 )
+from opsqueue._speedups.compact cimport CompactPeer, Credit, Packer
 from opsqueue._speedups.consumer_messages cimport (
-    OUTPUT_ARRAY, OUTPUT_BYTES, OUTPUT_NONE, STRATEGY_BYTES, Message, copy_array, scan_message,
+    MESSAGE_ADD_CREDIT, MESSAGE_OPEN_CREDIT, MESSAGE_WITHDRAW_CREDIT, OUTPUT_ARRAY, OUTPUT_BYTES, OUTPUT_NONE,
+    STRATEGY_BYTES, Message, copy_array, scan_message,
 )
 from opsqueue._speedups.counters cimport (
     BYTES_RECEIVED, BYTES_SENT, CONSUMERS_CONNECTED, CONSUMERS_LOST, CONSUMERS_OPENED, CONSUMERS_REJECTED,
@@ -25,20 +27,23 @@ from opsqueue._speedups.counters cimport (
 from opsqueue._speedups.descriptions cimport Description, DescriptionCache
 from opsqueue._speedups.frames cimport (
     CLOSE_NO_CODE, CLOSE_POLICY, CLOSE_PROTOCOL_ERROR, CLOSE_TOO_BIG, CLOSE_UNDECODABLE, CLOSE_UNSUPPORTED,
-    FAULT_CONTROL_FRAGMENTED, FAULT_CONTROL_SIZE, FAULT_LENGTH, FAULT_OPCODE, FAULT_RESERVED_BITS, FAULT_UNMASKED,
     MAX_CONTROL, MAX_HEADER, OP_BINARY, OP_CLOSE, OP_CONTINUATION, OP_PING, OP_PONG, OP_TEXT, FrameHeader,
     may_be_received, read_frame_header, unmask, write_frame_header,
 )
+from opsqueue._speedups.outstanding cimport (
+    Outstanding, Strategy, let_go, request_answered, request_find, request_new, requests_close,
+)
 from opsqueue._speedups.records cimport (
-    CHUNK_HAS_OUTPUT, CHUNK_IS_DIRECT, CLOSE_CLEAN, CLOSE_LOST, DROP_CANCELLED, DROP_COMPLETED, DROP_EXPIRED,
-    DROP_FAILED, FEATURE_CLEAN_CLOSE, FEATURE_DROPPED, FEATURE_EXTEND, FEATURE_FAIL_SUBMISSION, FEATURE_REFUSAL,
-    FEATURE_RELEASE, FEATURE_RETRY_LATER, REC_CLOSE, REC_COMPLETE, REC_DROPPED, REC_EXTEND, REC_FAIL,
-    REC_FAIL_SUBMISSION, REC_OPEN, REC_REFUSED, REC_RELEASE, REC_RESERVE, REC_RESERVED, REC_RETRY_LATER,
-    REC_WORKING_ON, ChunkRecord, CloseRecord, DroppedRecord, OpenRecord, RefusedRecord, ReservedChunk,
-    ReservedRecord, ReserveRecord,
+    CHUNK_HAS_OUTPUT, CHUNK_IS_DIRECT, CLOSE_CLEAN, CLOSE_LOST, DROP_EXPIRED, FEATURE_COMPACT, FEATURE_DROPPED,
+    FEATURE_REFUSAL, MAX_REPORTED, REC_CLOSE, REC_COMPLETE, REC_DROPPED, REC_EXTEND, REC_FAIL, REC_FAIL_SUBMISSION,
+    REC_OPEN, REC_REFUSED, REC_RELEASE, REC_REPORT, REC_RESERVE, REC_RESERVED, REC_RETRY_LATER, REC_WITHDRAWN,
+    REC_WORKING_ON, RESERVED_ON_CREDIT, ChunkRecord, CloseRecord, DroppedRecord, OpenRecord, RefusedRecord, ReportRun,
+    ReservedChunk, ReservedRecord, ReserveRecord, WithdrawnRecord,
 )
 from opsqueue._speedups.replies cimport put, put_chunk_id, put_sync, put_unsigned
 from opsqueue._speedups.ring cimport Endpoint, Ring
+
+from opsqueue._speedups.consumer_texts import DROP_TEXTS, FAULTS, NEEDED_FEATURE
 
 cdef extern from "<sys/socket.h>" nogil:
     int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
@@ -84,41 +89,10 @@ RELEASE = REC_RELEASE
 EXTEND = REC_EXTEND
 RETRY_LATER = REC_RETRY_LATER
 FAIL_SUBMISSION = REC_FAIL_SUBMISSION
-#: Bits of the agreed features, by name.
-FEATURE_BITS = {
-    "clean-close": FEATURE_CLEAN_CLOSE,
-    "refusal": FEATURE_REFUSAL,
-    "dropped": FEATURE_DROPPED,
-    "release": FEATURE_RELEASE,
-    "extend": FEATURE_EXTEND,
-    "retry-later": FEATURE_RETRY_LATER,
-    "fail-submission": FEATURE_FAIL_SUBMISSION,
-}
-
-cdef dict FAULTS = {
-    FAULT_RESERVED_BITS: b"reserved bits are set; no extension was agreed",
-    FAULT_OPCODE: b"the frame's opcode is reserved",
-    FAULT_UNMASKED: b"the frame is not masked",
-    FAULT_CONTROL_FRAGMENTED: b"a control frame is fragmented",
-    FAULT_CONTROL_SIZE: b"a control frame has more than 125 bytes",
-    FAULT_LENGTH: b"the frame's length is not in its shortest form",
-}
-cdef dict NEEDED_FEATURE = {
-    REC_WORKING_ON: (FEATURE_CLEAN_CLOSE, b"WorkingOn needs the feature clean-close, which was not agreed"),
-    REC_RELEASE: (FEATURE_RELEASE, b"ReleaseChunk needs the feature release, which was not agreed"),
-    REC_EXTEND: (FEATURE_EXTEND, b"ExtendReservation needs the feature extend, which was not agreed"),
-    REC_RETRY_LATER: (FEATURE_RETRY_LATER, b"RetryLater needs the feature retry-later, which was not agreed"),
-    REC_FAIL_SUBMISSION: (
-        FEATURE_FAIL_SUBMISSION,
-        b"FailSubmission needs the feature fail-submission, which was not agreed",
-    ),
-}
-cdef dict DROP_TEXTS = {
-    DROP_CANCELLED: b"cancelled",
-    DROP_FAILED: b"failed",
-    DROP_COMPLETED: b"completed",
-    DROP_EXPIRED: b"expired",
-}
+REPORT = REC_REPORT
+OPEN_CREDIT = MESSAGE_OPEN_CREDIT
+ADD_CREDIT = MESSAGE_ADD_CREDIT
+WITHDRAW_CREDIT = MESSAGE_WITHDRAW_CREDIT
 
 
 cdef inline uint64_t monotonic_ns() noexcept nogil:
@@ -129,13 +103,6 @@ cdef inline uint64_t monotonic_ns() noexcept nogil:
 
 cdef inline void count(uint64_t *counters, int counter, int64_t amount) noexcept nogil:
     counters[counter] += <uint64_t>amount
-
-
-cdef void let_go(Strategy *strategy) noexcept nogil:
-    if strategy != NULL:
-        strategy.references -= 1
-        if strategy.references == 0:
-            free(strategy)
 
 
 class BadRecordError(Exception):
@@ -150,16 +117,15 @@ cdef class ConsumerConnection:
         self.features = features
         self.on_end = on_end
         self.fd = -1
+        if features & FEATURE_COMPACT:
+            self.compact = CompactPeer()
 
     def __dealloc__(self):
-        cdef uint32_t i
         discard(&self.kept)
         discard(&self.message)
         discard(&self.large)
         discard(&self.out)
-        for i in range(self.requests_used):
-            let_go(self.requests[(self.requests_first + i) & (self.requests_capacity - 1)].strategy)
-        free(self.requests)
+        requests_close(&self.requests)
         let_go(self.last_strategy)
 
     def start(self, transport, bytes init not None, bytes received not None) -> None:
@@ -280,11 +246,11 @@ cdef class ConsumerConnection:
                 if self.writing_paused:
                     self.block = BLOCK_WRITING
                     break
-                if self.parked >= MAX_PARKED:
-                    self.block = BLOCK_PARKED
-                    break
             if not self.serve_ring():
                 self.block = BLOCK_RING
+                break
+            if self.state == OPEN and self.parked >= MAX_PARKED:
+                self.block = BLOCK_PARKED
                 break
             used = read_frame_header(data + at, size - at, &header)
             if used == 0:
@@ -310,6 +276,7 @@ cdef class ConsumerConnection:
     cdef bint take_frame(self, uint8_t *payload, size_t size, uint8_t opcode, bint fin, uint32_t mask):
         """False: there is no room for its record; nothing has happened."""
         cdef size_t total = self.message.size + size
+        cdef size_t room
         if opcode >= OP_CLOSE:
             unmask(payload, size, mask)
             self.take_control(payload, size, opcode)
@@ -324,7 +291,11 @@ cdef class ConsumerConnection:
         if total > MAX_MESSAGE_IN:
             self.shut(CLOSE_TOO_BIG, b"a message may have 64 MiB", True)
             return True
-        if fin and not self.has_room(total + RECORD_ROOM):
+        room = total + RECORD_ROOM
+        if self.compact is not None:
+            # A byte of a packed report may stand for a run.
+            room += sizeof(ReportRun) * min(total, <size_t>MAX_REPORTED)
+        if fin and not self.has_room(room):
             return False
         unmask(payload, size, mask)
         if fin and not self.fragmented:
@@ -362,6 +333,8 @@ cdef class ConsumerConnection:
         cdef Message m
         if scan_message(data, size, &m):
             self.apply(&m, data + size)
+        elif self.compact is not None and self.hub.packer.scan(data, size, self.hub.failure_limit):
+            self.apply_report(data)
         else:
             self.take_unusual(data, size, &m)
 
@@ -378,12 +351,18 @@ cdef class ConsumerConnection:
         m.kind = kind
         m.nonce = nonce
         m.submission = submission
-        m.chunk = chunk
+        m.chunk = m.credit = chunk
         m.argument = argument
         m.output = OUTPUT_NONE
         m.tail = NULL
         m.tail_size = 0
-        if kind == REC_RESERVE:
+        if kind == REC_REPORT and self.compact is not None:
+            data = <const uint8_t *>PyBytes_AS_STRING(<bytes>content)
+            if not self.hub.packer.scan(data, PyBytes_GET_SIZE(<bytes>content), self.hub.failure_limit):
+                raise RuntimeError("a report in canonical form was not understood")
+            self.apply_report(data)
+            return
+        if kind == REC_RESERVE or kind == MESSAGE_OPEN_CREDIT:
             m.strategy_size = <uint32_t>len(<bytes>content)
             if m.strategy_size > STRATEGY_BYTES:
                 raise ValueError(f"a canonical strategy of {m.strategy_size} bytes")
@@ -399,11 +378,13 @@ cdef class ConsumerConnection:
         cdef ChunkRecord *record
         cdef uint8_t *at
         cdef size_t tail = m.tail_size
-        cdef size_t size
         if m.kind == REC_RESERVE:
             self.ask(m)
             return
         self.last_was_request = False
+        if m.kind >= MESSAGE_OPEN_CREDIT and self.compact is not None:
+            self.apply_credit(m)
+            return
         if m.kind != REC_COMPLETE and m.kind != REC_FAIL:
             feature, reason = NEEDED_FEATURE[m.kind]
             if not self.features & <uint32_t>feature:
@@ -411,19 +392,7 @@ cdef class ConsumerConnection:
                 return
         if m.kind == REC_FAIL or m.kind == REC_FAIL_SUBMISSION:
             tail = cut_utf8(m.tail, tail, self.hub.failure_limit)
-        size = sizeof(ChunkRecord) + tail
-        if size > self.hub.endpoint.outgoing.largest:
-            ensure(&self.large, size)
-            self.large.size = size
-            self.large_kind = m.kind
-            self.large_at = 0
-            self.large_stream = self.hub.endpoint.new_stream()
-            self.hub.sending_large = self
-            at = self.large.data
-        else:
-            at = self.hub.endpoint.outgoing.reserve(m.kind, <uint32_t>size)
-            if at == NULL:
-                raise RuntimeError(f"no room in the ring for {size} bytes, which was there")
+        at = self.new_record(m.kind, sizeof(ChunkRecord) + tail)
         record = <ChunkRecord *>at
         record.connection = self.number
         record.submission = m.submission
@@ -435,6 +404,47 @@ cdef class ConsumerConnection:
             copy_array(m.tail, end, at + sizeof(ChunkRecord), tail)
         elif tail:
             memcpy(at + sizeof(ChunkRecord), m.tail, tail)
+
+    cdef uint8_t *new_record(self, uint32_t kind, size_t size) except NULL:
+        """Where to write a record for which `has_room` said that there is room."""
+        cdef uint8_t *at
+        if size > self.hub.endpoint.outgoing.largest:
+            ensure(&self.large, size)
+            self.large.size = size
+            self.large_kind = kind
+            self.large_at = 0
+            self.large_stream = self.hub.endpoint.new_stream()
+            self.hub.sending_large = self
+            return self.large.data
+        at = self.hub.endpoint.outgoing.reserve(kind, <uint32_t>size)
+        if at == NULL:
+            raise RuntimeError(f"no room in the ring for {size} bytes, which was there")
+        return at
+
+    cdef void apply_credit(self, Message *m):
+        """What the writer must know of it goes into the ring before the next message."""
+        cdef const char *fault = NULL
+        if self.state != OPEN:
+            return
+        self.last_was_request = True
+        if m.kind == MESSAGE_OPEN_CREDIT:
+            fault = self.compact.open(m.nonce, m.argument, m.strategy, m.strategy_size)
+        elif m.kind == MESSAGE_ADD_CREDIT:
+            fault = self.compact.add(m.credit, m.argument)
+        else:
+            self.compact.withdraw(m.credit)
+        if fault != NULL:
+            self.shut(CLOSE_POLICY, fault, True)
+
+    cdef void apply_report(self, const uint8_t *data):
+        """Write the record of the report that was scanned last; there is room for it."""
+        cdef Packer packer = self.hub.packer
+        cdef uint64_t size = packer.record_size()
+        self.last_was_request = False
+        if size > MAX_MESSAGE_IN:
+            self.shut(CLOSE_TOO_BIG, b"a ReportChunks may have 63 MiB of outputs", True)
+        elif packer.report.runs:
+            packer.write_record(self.new_record(REC_REPORT, size), self.number, data)
 
     cdef void ask(self, Message *m):
         cdef Outstanding *request
@@ -460,7 +470,9 @@ cdef class ConsumerConnection:
             memcpy(strategy.canonical, m.strategy, m.strategy_size)
             let_go(self.last_strategy)
             self.last_strategy = strategy
-        request = self.new_request()
+        request = request_new(&self.requests, self.parked)
+        if request == NULL:
+            raise MemoryError(f"no memory for {self.parked} requests")
         request.nonce = m.nonce
         request.max = <uint32_t>m.argument if m.argument < MAX_CHUNKS else MAX_CHUNKS
         request.since_ns = monotonic_ns()
@@ -489,7 +501,8 @@ cdef class ConsumerConnection:
         cdef uint8_t *at
         cdef uint32_t sent
         cdef Outstanding *request
-        if self.opened and self.large.size == 0 and self.releases is None and self.reissues is None:
+        cdef bint credits_due = self.compact is not None and self.compact.due
+        if self.opened and self.large.size == 0 and self.releases is None and self.reissues is None and not credits_due:
             return True
         if not endpoint.connected:
             return False
@@ -526,12 +539,12 @@ cdef class ConsumerConnection:
             (<ChunkRecord *>at).tail_size = 0
         self.releases = None
         while self.reissues:
-            request = self.find(self.reissues[0])
+            request = request_find(&self.requests, self.reissues[0])
             if request != NULL and not self.write_reserve(request):
                 return False
             self.reissues.pop(0)
         self.reissues = None
-        return True
+        return not credits_due or self.compact.pass_on(endpoint.outgoing, self.number, &self.need)
 
     cdef bint write_reserve(self, Outstanding *request) noexcept:
         cdef uint8_t *at
@@ -603,6 +616,8 @@ cdef class ConsumerConnection:
         self.releases = None
         self.reissues = None
         self.deferred = None
+        if self.compact is not None:
+            self.compact.due = False
         self.settle()
 
     cdef void try_leave(self):
@@ -624,52 +639,10 @@ cdef class ConsumerConnection:
 
     # --- requests that wait for their answer ---
 
-    cdef Outstanding *new_request(self) except NULL:
-        cdef uint32_t capacity, i, kept
-        cdef Outstanding *grown
-        cdef Outstanding *old
-        if self.requests_used == self.requests_capacity:
-            capacity = 4
-            while capacity < 2 * self.parked + 2:
-                capacity *= 2
-            grown = <Outstanding *>calloc(capacity, sizeof(Outstanding))
-            if grown == NULL:
-                raise MemoryError(f"no memory for {capacity} requests")
-            kept = 0
-            for i in range(self.requests_used):
-                old = &self.requests[(self.requests_first + i) & (self.requests_capacity - 1)]
-                if old.strategy != NULL:
-                    grown[kept] = old[0]
-                    kept += 1
-            free(self.requests)
-            self.requests = grown
-            self.requests_capacity = capacity
-            self.requests_first = 0
-            self.requests_used = kept
-        self.requests_used += 1
-        return &self.requests[(self.requests_first + self.requests_used - 1) & (self.requests_capacity - 1)]
-
-    cdef Outstanding *find(self, uint64_t nonce) noexcept:
-        cdef uint32_t i
-        cdef Outstanding *request
-        for i in range(self.requests_used):
-            request = &self.requests[(self.requests_first + i) & (self.requests_capacity - 1)]
-            if request.nonce == nonce and request.strategy != NULL:
-                return request
-        return NULL
-
     cdef void answered(self, Outstanding *request):
         observe(self.hub.counters, HISTOGRAM_RESERVE, monotonic_ns() - request.since_ns)
-        let_go(request.strategy)
-        request.strategy = NULL
+        request_answered(&self.requests, request)
         self.parked -= 1
-        while self.requests_used and self.requests[self.requests_first].strategy == NULL:
-            self.requests_first = (self.requests_first + 1) & (self.requests_capacity - 1)
-            self.requests_used -= 1
-        if self.requests_used == 0 and self.requests_capacity > 4:
-            free(self.requests)
-            self.requests = NULL
-            self.requests_capacity = self.requests_first = 0
         if self.block == BLOCK_PARKED and self.parked < MAX_PARKED // 2:
             self.hub.resumable.append(self)
 
@@ -678,7 +651,7 @@ cdef class ConsumerConnection:
     cdef void reserved(self, ReservedRecord *record, ReservedChunk *chunks):
         """Build the reply; give back what cannot be in it."""
         cdef ConsumerHub hub = self.hub
-        cdef Outstanding *request = self.find(record.nonce)
+        cdef Outstanding *request = request_find(&self.requests, record.nonce)
         cdef ReservedChunk *chunk
         cdef Description about
         cdef uint8_t *to
@@ -687,6 +660,9 @@ cdef class ConsumerConnection:
         cdef uint32_t i, count = 0
         cdef size_t size, room
         cdef bytes content
+        if self.compact is not None:
+            self.reserved_packed(record, chunks)
+            return
         hub.scratch.size = REPLY_HEADROOM
         for i in range(record.count):
             chunk = &chunks[i]
@@ -731,16 +707,76 @@ cdef class ConsumerConnection:
             return
         to = put(put_sync(prefix, record.nonce), b"\xa1\x6eChunksReserved\xa1\x62Ok", 20)
         to += write_head(to, MAJOR_ARRAY, count)
-        size = to - prefix
-        head = hub.scratch.data + REPLY_HEADROOM - size
+        self.send_reply(prefix, to - prefix)
+        self.answered(request)
+        if self.releases is not None:
+            self.advance()
+
+    cdef void send_reply(self, const uint8_t *prefix, size_t size):
+        """Send `prefix` and what stands in the scratch behind the room for it."""
+        cdef ConsumerHub hub = self.hub
+        cdef uint8_t *head = hub.scratch.data + REPLY_HEADROOM - size
         memcpy(head, prefix, size)
         self.send(OP_BINARY, head, hub.scratch.size - REPLY_HEADROOM + size)
-        self.answered(request)
         if hub.scratch.capacity > MAX_REPLY // 8:
             discard(&hub.scratch)
             ensure(&hub.scratch, RECEIVE_SIZE)
-        if self.releases is not None:
+
+    cdef void reserved_packed(self, ReservedRecord *record, ReservedChunk *chunks):
+        """The same for a peer with the feature compact; of a credit, what cannot be in the reply is granted again."""
+        cdef ConsumerHub hub = self.hub
+        cdef Outstanding *request = NULL
+        cdef Credit *credit = NULL
+        cdef uint8_t[REPLY_HEADROOM] prefix
+        cdef uint8_t *to
+        cdef uint32_t i, groups = 0
+        cdef list returned = []
+        if record.flags & RESERVED_ON_CREDIT:
+            credit = self.compact.find(record.nonce)
+        else:
+            request = request_find(&self.requests, record.nonce)
+        hub.scratch.size = REPLY_HEADROOM
+        if credit != NULL or request != NULL:
+            groups = hub.packer.pack(
+                self.compact, hub.descriptions, hub.direct_input, chunks, record.count, MAX_REPLY, &hub.scratch, returned
+            )
+        else:
+            for i in range(record.count):
+                returned.append((chunks[i].submission, chunks[i].chunk))
+        if returned:
+            self.releases = returned if self.releases is None else self.releases + returned
+        if groups:
+            to = put(put_sync(prefix, record.nonce), b"\xa1\x6cPackedChunks", 14)
+            to += write_head(to, MAJOR_ARRAY, groups)
+            self.send_reply(prefix, to - prefix)
+        if credit != NULL:
+            self.compact.used(credit, record.count, <uint32_t>len(returned), groups == 0)
+            if groups == 0:
+                hub.loop.call_later(REISSUE_S, self.reissue_credits)
+        elif groups:
+            self.answered(request)
+        elif request != NULL:
+            hub.loop.call_later(REISSUE_S, self.reissue, record.nonce)
+        if self.releases is not None or self.compact.due:
             self.advance()
+
+    def reissue_credits(self) -> None:
+        """As `reissue`, for what was used of a credit."""
+        if self.state == OPEN and not self.leaving:
+            self.compact.due = True
+            self.advance()
+            self.hub.endpoint.flush()
+            self.hub.flush_out()
+
+    cdef void withdrawn(self, WithdrawnRecord *record):
+        cdef uint8_t[REPLY_HEADROOM] reply
+        cdef uint8_t *end
+        cdef Credit *credit = self.compact.find(record.nonce) if self.compact is not None else NULL
+        if credit != NULL:
+            end = put(put_sync(reply, record.nonce), b"\xa1\x6fCreditWithdrawn\xa1\x64left", 23)
+            end = put_unsigned(end, credit.left + record.left)
+            self.compact.remove(credit)
+            self.send(OP_BINARY, reply, end - reply)
 
     cdef void give_back(self, ReservedChunk *chunk):
         if self.releases is None:
@@ -759,10 +795,18 @@ cdef class ConsumerConnection:
         self.hub.flush_out()
 
     cdef void refused(self, RefusedRecord *record, const uint8_t *reason):
-        cdef Outstanding *request = self.find(record.nonce)
-        if request != NULL:
+        cdef Outstanding *request = request_find(&self.requests, record.nonce)
+        cdef Credit *credit = NULL
+        if record.flags & RESERVED_ON_CREDIT:
+            credit = self.compact.find(record.nonce)
+            if credit == NULL:
+                return
+            self.compact.remove(credit)
+        elif request != NULL:
             self.answered(request)
-            self.refuse(record.nonce, <bytes>reason[:record.size])
+        else:
+            return
+        self.refuse(record.nonce, <bytes>reason[:record.size])
 
     cdef void refuse(self, uint64_t nonce, bytes reason):
         cdef uint8_t[128] head
@@ -900,6 +944,7 @@ cdef class ConsumerHub:
         self.loop = loop
         self.descriptions = DescriptionCache(describe, description_limit)
         self.direct_input = direct_input
+        self.packer = Packer()
         self.decode = decode
         self.heartbeat_interval = heartbeat_interval
         self.max_missable = max_missable
@@ -996,7 +1041,7 @@ cdef class ConsumerHub:
     # --- records from the writer ---
 
     cdef void handle(self, uint32_t kind, uint8_t *payload, uint32_t size):
-        """REC_RESERVED, REC_REFUSED and REC_DROPPED; replies that are not large are written by flush_out."""
+        """REC_RESERVED, REC_REFUSED, REC_WITHDRAWN and REC_DROPPED; replies that are not large are written by flush_out."""
         cdef ConsumerConnection connection
         cdef ReservedRecord *reserved
         if size < 16:
@@ -1018,6 +1063,10 @@ cdef class ConsumerHub:
             if size < sizeof(RefusedRecord) or size != sizeof(RefusedRecord) + (<RefusedRecord *>payload).size:
                 raise BadRecordError(f"a refusal's record of {size} bytes")
             connection.refused(<RefusedRecord *>payload, payload + sizeof(RefusedRecord))
+        elif kind == REC_WITHDRAWN:
+            if size != sizeof(WithdrawnRecord):
+                raise BadRecordError(f"the end of a credit in {size} bytes")
+            connection.withdrawn(<WithdrawnRecord *>payload)
         elif kind == REC_DROPPED:
             if size != sizeof(DroppedRecord):
                 raise BadRecordError(f"a notice's record of {size} bytes")

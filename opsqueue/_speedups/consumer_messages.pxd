@@ -39,6 +39,12 @@ cdef enum:
     STRATEGY_BYTES = 2080         # the longest canonical strategy: 8 * (3 + 256) + 1
 
 
+cdef enum CreditMessage:      # beside the RecordKinds: messages about credits, which the front-end answers for
+    MESSAGE_OPEN_CREDIT = 1001
+    MESSAGE_ADD_CREDIT = 1002
+    MESSAGE_WITHDRAW_CREDIT = 1003
+
+
 cdef enum Field:
     FIELD_ID = 1
     FIELD_MAX = 2
@@ -47,6 +53,8 @@ cdef enum Field:
     FIELD_FAILURE = 16
     FIELD_REASON = 32
     FIELD_DELAY = 64
+    FIELD_CREDIT = 128
+    FIELD_CHUNKS = 256
 
 
 cdef enum OutputForm:
@@ -56,11 +64,12 @@ cdef enum OutputForm:
 
 
 cdef struct Message:
-    uint32_t kind                 # a RecordKind
+    uint32_t kind                 # a RecordKind or a CreditMessage
     uint64_t nonce
     uint64_t submission
     uint64_t chunk
-    uint64_t argument             # max, or delay_ms
+    uint64_t argument             # max, delay_ms, or a credit's chunks
+    uint64_t credit
     # text or output: points into the message
     int output
     const uint8_t *tail
@@ -214,6 +223,15 @@ cdef inline uint32_t message_kind(const uint8_t *name, size_t size, int *fields)
     if equals(name, size, "FailSubmission", 14):
         fields[0] = FIELD_ID | FIELD_REASON
         return REC_FAIL_SUBMISSION
+    if equals(name, size, "AddCredit", 9):
+        fields[0] = FIELD_CREDIT | FIELD_CHUNKS
+        return MESSAGE_ADD_CREDIT
+    if equals(name, size, "OpenCredit", 10):
+        fields[0] = FIELD_CHUNKS | FIELD_STRATEGY
+        return MESSAGE_OPEN_CREDIT
+    if equals(name, size, "WithdrawCredit", 14):
+        fields[0] = FIELD_CREDIT
+        return MESSAGE_WITHDRAW_CREDIT
     return 0
 
 
@@ -240,6 +258,14 @@ cdef inline bint scan_contents(Cursor *c, Message *m) noexcept nogil:
                 return False
         elif wanted & FIELD_MAX and equals(name, size, "max", 3):
             seen |= FIELD_MAX
+            if not read_head(c, MAJOR_UNSIGNED, &m.argument):
+                return False
+        elif wanted & FIELD_CREDIT and equals(name, size, "credit", 6):
+            seen |= FIELD_CREDIT
+            if not read_head(c, MAJOR_UNSIGNED, &m.credit):
+                return False
+        elif wanted & FIELD_CHUNKS and equals(name, size, "chunks", 6):
+            seen |= FIELD_CHUNKS
             if not read_head(c, MAJOR_UNSIGNED, &m.argument):
                 return False
         elif wanted & FIELD_STRATEGY and equals(name, size, "strategy", 8):

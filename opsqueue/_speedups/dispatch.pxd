@@ -3,16 +3,17 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from opsqueue._speedups.engine cimport Engine
-from opsqueue._speedups.records cimport ChunkRecord, ReservedChunk, ReserveRecord
+from opsqueue._speedups.records cimport ChunkRecord, CreditRecord, ReportRecord, ReservedChunk, ReserveRecord
 from opsqueue._speedups.ring cimport Endpoint
 
 
-cdef struct Waiter:           # a parked reserve request
+cdef struct Waiter:           # a parked reserve request, or a credit
     uint64_t holder
     uint64_t nonce
     uint64_t arrival          # orders waiters over all front-ends
-    uint32_t max
+    uint32_t max              # of a credit: what is left of it
     int strategy
+    bint is_credit            # stays until it is withdrawn; not queued while nothing is left of it
     uint32_t previous         # in the front-end's queue, by arrival; NO_WAITER at the ends
     uint32_t next
     uint32_t holder_previous  # among the holder's own
@@ -45,6 +46,8 @@ cdef class Dispatch:
     cdef uint32_t free_waiter
     cdef readonly uint32_t parked
     cdef uint64_t arrivals
+    cdef uint32_t chunks_reported             # by the reports of this turn, beside one a record
+    cdef uint32_t unpublished                 # chunks in replies that the front-ends cannot see yet
     cdef bint more_waiters                    # the last look at them ended at its bound, and had served some
     # scratch
     cdef ReservedChunk *reserved
@@ -55,15 +58,23 @@ cdef class Dispatch:
     cdef readonly list bad_frontends          # indexes, for the loop to end and clear
     cdef uint64_t *counters
 
+    cdef void publish(self)
     cdef bint drain(self, uint32_t index, uint32_t limit)
     cdef bint handle(self, uint32_t index, uint32_t kind, uint8_t *payload, uint32_t size)
     cdef void handle_reserve(self, Endpoint endpoint, uint64_t holder, ReserveRecord *record)
     cdef void handle_chunk(self, uint32_t kind, uint64_t holder, ChunkRecord *record)
-    cdef bint answer(self, Endpoint endpoint, uint64_t holder, uint64_t nonce, uint32_t max, int strategy) noexcept
+    cdef bint handle_report(self, uint64_t holder, ReportRecord *record, uint32_t size)
+    cdef void handle_credit(self, Endpoint endpoint, uint64_t holder, CreditRecord *record)
+    cdef void refuse(self, Endpoint endpoint, uint64_t holder, uint64_t nonce, uint32_t flags)
+    cdef uint32_t answer(self, Endpoint endpoint, uint64_t holder, uint64_t nonce, uint32_t max, int strategy,
+                         uint32_t flags) noexcept
     cdef bint has_room(self, uint32_t index) noexcept
     cdef HolderSlot *holder_slot(self, uint64_t holder) except NULL
-    cdef int park(self, uint64_t holder, uint64_t nonce, uint32_t max, int strategy) except -1
+    cdef int park(self, uint64_t holder, uint64_t nonce, uint32_t max, int strategy, bint is_credit) except -1
+    cdef void queue(self, uint32_t waiter) noexcept
+    cdef void unqueue(self, uint32_t waiter) noexcept
     cdef void unpark(self, uint32_t waiter) noexcept
+    cdef uint32_t find_credit(self, uint64_t holder, uint64_t nonce) noexcept
     cdef void close(self, uint64_t holder, bint lost) noexcept
     cdef void forget_frontend(self, uint32_t index)
     cdef void serve_waiters(self)

@@ -25,8 +25,13 @@ from opsqueue._speedups.engine cimport COUNTED, Engine
 from opsqueue._speedups.records cimport (
     CHUNK_HAS_OUTPUT,
     CLOSE_LOST,
+    CREDIT_ADD,
+    CREDIT_OPEN,
+    CREDIT_WITHDRAW,
+    MAX_REPORTED,
     REC_CLOSE,
     REC_COMPLETE,
+    REC_CREDIT,
     REC_DROPPED,
     REC_EXTEND,
     REC_FAIL,
@@ -35,20 +40,29 @@ from opsqueue._speedups.records cimport (
     REC_REFUSED,
     REC_RELEASE,
     REC_REPLY,
+    REC_REPORT,
     REC_REQUEST,
     REC_RESERVE,
     REC_RESERVED,
     REC_RETRY_LATER,
+    REC_WITHDRAWN,
     REC_WORKING_ON,
+    RESERVED_ON_CREDIT,
+    RUN_FAILED,
+    RUN_HAS_OUTPUT,
     ChunkRecord,
     CloseRecord,
+    CreditRecord,
     DroppedRecord,
     OpenRecord,
     RefusedRecord,
+    ReportRecord,
+    ReportRun,
     RequestRecord,
     ReservedChunk,
     ReservedRecord,
     ReserveRecord,
+    WithdrawnRecord,
 )
 from opsqueue._speedups.ring cimport CONNECTED, PEER_RESTARTED, Endpoint
 
@@ -62,6 +76,9 @@ cdef extern from "time.h" nogil:
 
 cdef enum:
     MAX_CHUNKS = 4096             # of one reply (WIRE section 4)
+    CREDIT_SLICE = 64             # chunks that a credit is given before the next waiter has its turn
+    PUBLISH_CHUNKS = 128          # reserved chunks after which replies become visible before the end of a turn
+    CHUNKS_A_RECORD = 16          # reported chunks that count as one record of a turn
     NO_WAITER = 0xFFFFFFFF
     FRONTEND_SHIFT = 56           # of a holder
     MAX_SLOTS = 1 << 22           # connections of one front-end; a larger slot is a damaged record
@@ -129,15 +146,20 @@ cdef class Dispatch:
 
     def serve(self) -> None:
         """Send notices, answer parked requests with what has become available, make everything visible."""
-        cdef Endpoint endpoint
         if self.engine.notice_count:
             # First: a holder that has lost a chunk may be given the same one again below, and must hear of it in this order.
             self.send_notices()
         self.more_waiters = False
         if self.parked and self.engine.available:
             self.serve_waiters()
+        self.publish()
+
+    cdef void publish(self):
+        """Make what was written visible to the front-ends."""
+        cdef Endpoint endpoint
         for endpoint in self.endpoints:
             endpoint.flush()
+        self.unpublished = 0
 
     def has_changes(self) -> bool:
         """The engine has events or ended submissions that no batch has taken."""
@@ -196,6 +218,12 @@ cdef class Dispatch:
             if not self.handle(index, kind, payload, size):
                 got = -1
                 break
+            if self.chunks_reported >= CHUNKS_A_RECORD:
+                limit -= min(limit - taken, self.chunks_reported // CHUNKS_A_RECORD)
+            self.chunks_reported = 0
+            if self.unpublished >= PUBLISH_CHUNKS:
+                # The front-ends work on these meanwhile.
+                self.publish()
         if got < 0:
             frontend.bad = True
             self.bad_frontends.append(index)
@@ -217,6 +245,7 @@ cdef class Dispatch:
         cdef uint64_t side = <uint64_t>index << FRONTEND_SHIFT
         cdef ReserveRecord *reserve
         cdef ChunkRecord *chunk
+        cdef CreditRecord *credit
         cdef OpenRecord *opened
         cdef CloseRecord *closed
         if kind == REC_RESERVE:
@@ -231,6 +260,19 @@ cdef class Dispatch:
             if size < sizeof(ChunkRecord) or chunk.tail_size != size - sizeof(ChunkRecord):
                 return False
             self.handle_chunk(kind, side | (chunk.connection & CONNECTION_MASK), chunk)
+        elif kind == REC_REPORT:
+            if size < sizeof(ReportRecord):
+                return False
+            return self.handle_report(
+                side | ((<ReportRecord *>payload).connection & CONNECTION_MASK), <ReportRecord *>payload, size
+            )
+        elif kind == REC_CREDIT:
+            credit = <CreditRecord *>payload
+            if size < sizeof(CreditRecord) or credit.strategy_size != size - sizeof(CreditRecord):
+                return False
+            if credit.connection & 0xFFFFFFFF >= MAX_SLOTS:
+                return False
+            self.handle_credit(<Endpoint>self.endpoints[index], side | (credit.connection & CONNECTION_MASK), credit)
         elif kind == REC_OPEN:
             opened = <OpenRecord *>payload
             if size != sizeof(OpenRecord) or opened.connection & 0xFFFFFFFF >= MAX_SLOTS:
@@ -258,34 +300,106 @@ cdef class Dispatch:
         return True
 
     cdef void handle_reserve(self, Endpoint endpoint, uint64_t holder, ReserveRecord *record):
-        cdef RefusedRecord *refused
-        cdef uint8_t *at
-        cdef const char *text
-        cdef HolderSlot *slot = self.holder_slot(holder)
         cdef int strategy
-        if slot.holder != holder:
+        if self.holder_slot(holder).holder != holder:
             return  # closed meanwhile
         strategy = self.engine.strategy(<const uint8_t *>record + sizeof(ReserveRecord), record.strategy_size)
         if strategy < 0:
-            reason = (<str>self.engine.refusal).encode()[:1024]
-            at = endpoint.outgoing.reserve(REC_REFUSED, <uint32_t>(sizeof(RefusedRecord) + len(reason)))
-            refused = <RefusedRecord *>at
-            refused.connection = holder & CONNECTION_MASK
-            refused.nonce = record.nonce
-            refused.size = <uint32_t>len(reason)
-            text = reason
-            memcpy(at + sizeof(RefusedRecord), text, refused.size)
-            self.counters[<int>RESERVATIONS_FAILED] += 1
+            self.refuse(endpoint, holder, record.nonce, 0)
             return
         if self.parked and self.engine.available:
             self.serve_waiters()  # who came first is served first
         if not self.has_room(<uint32_t>(holder >> FRONTEND_SHIFT)) or not self.answer(
-            endpoint, holder, record.nonce, record.max, strategy
+            endpoint, holder, record.nonce, record.max, strategy, 0
         ):
-            self.park(holder, record.nonce, record.max, strategy)
+            self.park(holder, record.nonce, record.max, strategy, False)
 
-    cdef bint answer(self, Endpoint endpoint, uint64_t holder, uint64_t nonce, uint32_t max, int strategy) noexcept:
-        """Reserve and reply; False: nothing to reserve now. There is room for the reply."""
+    cdef void refuse(self, Endpoint endpoint, uint64_t holder, uint64_t nonce, uint32_t flags):
+        """Say why the engine does not know the strategy."""
+        cdef RefusedRecord *refused
+        cdef uint8_t *at
+        cdef const char *text
+        reason = (<str>self.engine.refusal).encode()[:1024]
+        at = endpoint.outgoing.reserve(REC_REFUSED, <uint32_t>(sizeof(RefusedRecord) + len(reason)))
+        refused = <RefusedRecord *>at
+        refused.connection = holder & CONNECTION_MASK
+        refused.nonce = nonce
+        refused.size = <uint32_t>len(reason)
+        refused.flags = flags
+        text = reason
+        memcpy(at + sizeof(RefusedRecord), text, refused.size)
+        self.counters[<int>RESERVATIONS_FAILED] += 1
+
+    cdef void handle_credit(self, Endpoint endpoint, uint64_t holder, CreditRecord *record):
+        cdef WithdrawnRecord *withdrawn
+        cdef uint32_t at
+        cdef int strategy
+        if self.holder_slot(holder).holder != holder:
+            return
+        if record.action == CREDIT_OPEN:
+            strategy = self.engine.strategy(<const uint8_t *>record + sizeof(CreditRecord), record.strategy_size)
+            if strategy < 0:
+                self.refuse(endpoint, holder, record.nonce, RESERVED_ON_CREDIT)
+                return
+            self.park(holder, record.nonce, record.chunks, strategy, True)
+        else:
+            at = self.find_credit(holder, record.nonce)
+            if at == NO_WAITER:
+                return  # refused
+            if record.action == CREDIT_ADD:
+                if record.chunks and self.waiters[at].max == 0:
+                    self.queue(at)
+                self.waiters[at].max += record.chunks
+            elif record.action == CREDIT_WITHDRAW:
+                withdrawn = <WithdrawnRecord *>endpoint.outgoing.reserve(REC_WITHDRAWN, sizeof(WithdrawnRecord))
+                withdrawn.connection = holder & CONNECTION_MASK
+                withdrawn.nonce = record.nonce
+                withdrawn.left = self.waiters[at].max
+                withdrawn._reserved = 0
+                self.counters[<int>RECORDS_SENT] += 1
+                self.unpark(at)
+        if self.parked and self.engine.available:
+            self.serve_waiters()
+
+    cdef bint handle_report(self, uint64_t holder, ReportRecord *record, uint32_t size):
+        """False: the record is not valid."""
+        cdef const ReportRun *run = <const ReportRun *>(<const uint8_t *>record + sizeof(ReportRecord))
+        cdef const ReportRun *end = run + record.runs
+        cdef const uint8_t *tails = <const uint8_t *>end
+        cdef uint64_t fixed = sizeof(ReportRecord) + <uint64_t>record.runs * sizeof(ReportRun)
+        cdef uint64_t chunk, begun
+        cdef uint32_t chunks = 0, done = 0, i
+        cdef int verdict
+        if fixed > size or record.chunks > MAX_REPORTED or record.runs > record.chunks:
+            return False
+        self.chunks_reported += record.chunks
+        while run < end:
+            chunks += run.count
+            if run.count > MAX_REPORTED or chunks > record.chunks:
+                return False
+            if <uint64_t>run.tail_at + run.tail_size > size - fixed:
+                return False
+            for i in range(run.count):
+                chunk = run.first + i
+                if run.flags == RUN_FAILED:
+                    begun = monotonic_ns()
+                    self.engine.fail(holder, run.submission, chunk, tails + run.tail_at, run.tail_size)
+                    observe(self.counters, HISTOGRAM_FAIL_MESSAGE, monotonic_ns() - begun)
+                    continue
+                # Timing every one would cost more than it does: the first of a report stands for all.
+                begun = monotonic_ns() if done == 0 else 0
+                verdict = self.engine.complete(holder, run.submission, chunk)
+                done += 1
+                if begun:
+                    observe(self.counters, HISTOGRAM_COMPLETE_MESSAGE, monotonic_ns() - begun)
+                if verdict == COUNTED and run.flags == RUN_HAS_OUTPUT:
+                    self.on_output(run.submission, chunk, <bytes>tails[run.tail_at:run.tail_at + run.tail_size])
+            run += 1
+        return True
+
+    cdef uint32_t answer(self, Endpoint endpoint, uint64_t holder, uint64_t nonce, uint32_t max, int strategy,
+                         uint32_t flags) noexcept:
+        """Reserve and reply; how many, 0: nothing to reserve now. There is room for the reply."""
         cdef uint32_t count
         cdef uint8_t *at
         cdef ReservedRecord *record
@@ -293,17 +407,18 @@ cdef class Dispatch:
             max = MAX_CHUNKS
         count = self.engine.reserve(holder, strategy, max, self.reserved)
         if count == 0:
-            return False
+            return 0
         at = endpoint.outgoing.reserve(REC_RESERVED, <uint32_t>(sizeof(ReservedRecord) + count * sizeof(ReservedChunk)))
         record = <ReservedRecord *>at
         record.connection = holder & CONNECTION_MASK
         record.nonce = nonce
         record.count = count
-        record._reserved = 0
+        record.flags = flags
         memcpy(at + sizeof(ReservedRecord), self.reserved, count * sizeof(ReservedChunk))
         self.counters[<int>RESERVATIONS_SUCCEEDED] += 1
         self.counters[<int>RECORDS_SENT] += 1
-        return True
+        self.unpublished += count
+        return count
 
     cdef void handle_chunk(self, uint32_t kind, uint64_t holder, ChunkRecord *record):
         cdef const uint8_t *tail = <const uint8_t *>record + sizeof(ChunkRecord)
@@ -353,8 +468,7 @@ cdef class Dispatch:
             frontend.holder_capacity = capacity
         return &frontend.holders[slot]
 
-    cdef int park(self, uint64_t holder, uint64_t nonce, uint32_t max, int strategy) except -1:
-        cdef Frontend *frontend = &self.frontends[holder >> FRONTEND_SHIFT]
+    cdef int park(self, uint64_t holder, uint64_t nonce, uint32_t max, int strategy, bint is_credit) except -1:
         cdef HolderSlot *slot = self.holder_slot(holder)
         cdef uint32_t at, capacity
         cdef Waiter *grown
@@ -376,6 +490,20 @@ cdef class Dispatch:
         waiter.nonce = nonce
         waiter.max = max
         waiter.strategy = strategy
+        waiter.is_credit = is_credit
+        if max or not is_credit:
+            self.queue(at)
+        waiter.holder_previous = NO_WAITER
+        waiter.holder_next = slot.first_waiter
+        if slot.first_waiter != NO_WAITER:
+            self.waiters[slot.first_waiter].holder_previous = at
+        slot.first_waiter = at
+        return 0
+
+    cdef void queue(self, uint32_t at) noexcept:
+        """To the end: whoever has come before is served before."""
+        cdef Waiter *waiter = &self.waiters[at]
+        cdef Frontend *frontend = &self.frontends[waiter.holder >> FRONTEND_SHIFT]
         waiter.arrival = self.arrivals
         self.arrivals += 1
         waiter.previous = frontend.last_waiter
@@ -385,16 +513,10 @@ cdef class Dispatch:
         else:
             self.waiters[frontend.last_waiter].next = at
         frontend.last_waiter = at
-        waiter.holder_previous = NO_WAITER
-        waiter.holder_next = slot.first_waiter
-        if slot.first_waiter != NO_WAITER:
-            self.waiters[slot.first_waiter].holder_previous = at
-        slot.first_waiter = at
         self.parked += 1
         self.counters[<int>REQUESTS_PARKED] = self.parked
-        return 0
 
-    cdef void unpark(self, uint32_t at) noexcept:
+    cdef void unqueue(self, uint32_t at) noexcept:
         cdef Waiter *waiter = &self.waiters[at]
         cdef Frontend *frontend = &self.frontends[waiter.holder >> FRONTEND_SHIFT]
         if waiter.previous == NO_WAITER:
@@ -405,6 +527,20 @@ cdef class Dispatch:
             frontend.last_waiter = waiter.previous
         else:
             self.waiters[waiter.next].previous = waiter.previous
+        self.parked -= 1
+        self.counters[<int>REQUESTS_PARKED] = self.parked
+
+    cdef uint32_t find_credit(self, uint64_t holder, uint64_t nonce) noexcept:
+        cdef uint32_t at = self.holder_slot(holder).first_waiter
+        while at != NO_WAITER and not (self.waiters[at].is_credit and self.waiters[at].nonce == nonce):
+            at = self.waiters[at].holder_next
+        return at
+
+    cdef void unpark(self, uint32_t at) noexcept:
+        cdef Waiter *waiter = &self.waiters[at]
+        cdef Frontend *frontend = &self.frontends[waiter.holder >> FRONTEND_SHIFT]
+        if waiter.max or not waiter.is_credit:
+            self.unqueue(at)
         if waiter.holder_previous == NO_WAITER:
             frontend.holders[<uint32_t>waiter.holder].first_waiter = waiter.holder_next
         else:
@@ -413,14 +549,13 @@ cdef class Dispatch:
             self.waiters[waiter.holder_next].holder_previous = waiter.holder_previous
         waiter.next = self.free_waiter
         self.free_waiter = at
-        self.parked -= 1
-        self.counters[<int>REQUESTS_PARKED] = self.parked
 
     cdef void serve_waiters(self):
         """Oldest first over all front-ends that have room. Who cannot be served now (his index is being built) is passed over."""
         cdef uint32_t index, best_index, at
         cdef uint32_t looked = 0
         cdef uint32_t served = 0
+        cdef uint32_t given
         cdef uint32_t *cursors = <uint32_t *>calloc(self.frontend_count, sizeof(uint32_t))
         cdef Waiter *waiter
         cdef Waiter *candidate
@@ -444,11 +579,28 @@ cdef class Dispatch:
             looked += 1
             at = cursors[best_index]
             cursors[best_index] = waiter.next
-            if self.engine.strategy_ready(waiter.strategy) and self.answer(
-                <Endpoint>self.endpoints[best_index], waiter.holder, waiter.nonce, waiter.max, waiter.strategy
-            ):
+            if not self.engine.strategy_ready(waiter.strategy):
+                continue
+            given = self.answer(
+                <Endpoint>self.endpoints[best_index],
+                waiter.holder,
+                waiter.nonce,
+                min(waiter.max, <uint32_t>CREDIT_SLICE) if waiter.is_credit else waiter.max,
+                waiter.strategy,
+                RESERVED_ON_CREDIT if waiter.is_credit else 0,
+            )
+            if given == 0:
+                continue
+            served += 1
+            if not waiter.is_credit:
                 self.unpark(at)
-                served += 1
+                continue
+            self.unqueue(at)
+            waiter.max -= given
+            if waiter.max:
+                self.queue(at)  # behind whoever waits now
+                if cursors[best_index] == NO_WAITER:
+                    cursors[best_index] = at
         self.more_waiters = looked == WAITERS_A_TURN and served > 0
         free(cursors)
 
@@ -466,8 +618,10 @@ cdef class Dispatch:
     cdef void forget_frontend(self, uint32_t index):
         """A new process took the front-end's place: what its predecessor's connections held and asked is void."""
         cdef Frontend *frontend = &self.frontends[index]
-        while frontend.first_waiter != NO_WAITER:
-            self.unpark(frontend.first_waiter)
+        cdef uint32_t at
+        for at in range(frontend.holder_capacity):
+            while frontend.holders[at].first_waiter != NO_WAITER:
+                self.unpark(frontend.holders[at].first_waiter)
         if frontend.holder_capacity:
             memset(frontend.holders, 0, frontend.holder_capacity * sizeof(HolderSlot))
             for at in range(frontend.holder_capacity):

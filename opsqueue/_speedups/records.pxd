@@ -20,6 +20,8 @@ cdef enum RecordKind:
     REC_EXTEND = 8            # ChunkRecord
     REC_RETRY_LATER = 9       # ChunkRecord, argument = delay in ms
     REC_FAIL_SUBMISSION = 10  # ChunkRecord, then the reason in UTF-8
+    REC_REPORT = 11           # ReportRecord, then `runs` ReportRun, then what they point to
+    REC_CREDIT = 12           # CreditRecord, then the strategy in canonical bytes if action is CREDIT_OPEN
     REC_REQUEST = 32          # RequestRecord, then msgpack (opsqueue.server.requests)
     # both directions
     REC_FRAGMENT = 48         # FragmentRecord, then a part of a larger record
@@ -28,11 +30,31 @@ cdef enum RecordKind:
     REC_REFUSED = 65          # RefusedRecord, then the reason in UTF-8
     REC_DROPPED = 66          # DroppedRecord
     REC_REPLY = 67            # RequestRecord, then msgpack (opsqueue.server.requests)
+    REC_WITHDRAWN = 68        # WithdrawnRecord
 
 
 cdef enum ChunkFlags:
     CHUNK_HAS_OUTPUT = 1      # COMPLETE: output bytes follow
     CHUNK_IS_DIRECT = 2       # ReservedChunk: the input is in the database, not in the object store
+
+
+cdef enum RunFlags:           # of a ReportRun
+    RUN_HAS_OUTPUT = 1        # one chunk, done, with an output
+    RUN_FAILED = 2            # the failure's text in UTF-8
+
+
+cdef enum CreditAction:
+    CREDIT_OPEN = 1
+    CREDIT_ADD = 2
+    CREDIT_WITHDRAW = 3
+
+
+cdef enum ReservedFlags:
+    RESERVED_ON_CREDIT = 1    # the nonce names a credit, not a request
+
+
+cdef enum:
+    MAX_REPORTED = 4096       # chunks of one ReportRecord
 
 
 cdef enum CloseCause:
@@ -55,6 +77,7 @@ cdef enum FeatureBits:        # of a consumer's connection, as agreed in the han
     FEATURE_EXTEND = 16
     FEATURE_RETRY_LATER = 32
     FEATURE_FAIL_SUBMISSION = 64
+    FEATURE_COMPACT = 128
 
 
 cdef struct RecordHeader:     # before every record in a ring; records start at multiples of 8
@@ -90,6 +113,30 @@ cdef struct ChunkRecord:
     uint32_t tail_size        # bytes that follow
 
 
+cdef struct ReportRecord:
+    uint64_t connection
+    uint32_t runs
+    uint32_t chunks           # of all runs together, at most MAX_REPORTED
+
+
+cdef struct ReportRun:        # consecutive chunks that ended in the same way
+    uint64_t submission
+    uint64_t first
+    uint32_t count
+    uint32_t flags
+    uint32_t tail_at          # from the end of the last run
+    uint32_t tail_size
+
+
+cdef struct CreditRecord:
+    uint64_t connection
+    uint64_t nonce            # the credit's name
+    uint32_t action
+    uint32_t chunks           # CREDIT_OPEN, CREDIT_ADD
+    uint32_t strategy_size    # bytes of canonical strategy that follow
+    uint32_t _reserved
+
+
 cdef struct RequestRecord:    # REQUEST and REPLY
     uint64_t request          # chosen by the front-end, echoed by the reply
 
@@ -106,7 +153,7 @@ cdef struct ReservedRecord:
     uint64_t connection
     uint64_t nonce
     uint32_t count
-    uint32_t _reserved
+    uint32_t flags            # ReservedFlags
 
 
 cdef struct ReservedChunk:
@@ -121,7 +168,7 @@ cdef struct RefusedRecord:
     uint64_t connection
     uint64_t nonce
     uint32_t size             # bytes of the reason that follow
-    uint32_t _reserved
+    uint32_t flags            # ReservedFlags
 
 
 cdef struct DroppedRecord:
@@ -129,4 +176,11 @@ cdef struct DroppedRecord:
     uint64_t submission
     uint64_t chunk
     uint32_t reason
+    uint32_t _reserved
+
+
+cdef struct WithdrawnRecord:
+    uint64_t connection
+    uint64_t nonce
+    uint32_t left             # chunks that the writer had not used of it
     uint32_t _reserved

@@ -22,6 +22,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
+from opsqueue.client.compact import Descriptions, grouped
 from opsqueue.client.urls import ServerAddress
 from opsqueue.exceptions import (
     IncorrectUsageError,
@@ -44,6 +45,8 @@ _CLOSE_TIMEOUT_S = 0.5
 _RETRIED_STATUSES = frozenset((502, 503, 504))
 _RECEIVE_BYTES = 256 * 1024
 _POLICY_VIOLATION = 1008
+#: Messages after which a chunk is no longer held.
+_ENDING = (wire.CompleteChunk, wire.FailChunk, wire.ReleaseChunk, wire.RetryLater, wire.FailSubmission)
 
 
 class ConnectError(Exception):
@@ -113,6 +116,7 @@ class Connection:
         self._parts: list[bytes] = []
         self._features: frozenset[str] = frozenset()
         self._is_reference = False
+        self._descriptions = Descriptions()
         self._thread = threading.Thread(target=self._run, name="opsqueue-connection", daemon=True)
         self._thread.start()
 
@@ -139,9 +143,7 @@ class Connection:
         """Sends `messages` in order, in one go. Raises ConnectionLostError or why the connection ended."""
         with self._lock:
             self._check()
-            for message in messages:
-                self._queue(message)
-            self._pass_on()
+            self._queue_all(messages)
         self._write()
 
     def reserve(
@@ -150,8 +152,7 @@ class Connection:
         """Asks for chunks, after sending `before` in the same go; `reservation` must be new."""
         with self._lock:
             self._check()
-            for message in before:
-                self._queue(message)
+            self._queue_each(before)
             self._pending[self._nonce] = reservation
             self._queue(wire.WantToReserveChunks(maximum, strategy))
             self._pass_on()
@@ -194,9 +195,15 @@ class Connection:
         if self._closing or self._is_ending:
             raise ConnectionLostError("the connection was closed")
 
+    def _queue_each(self, messages: Iterable[wire.ClientContents]) -> None:
+        messages = list(messages)
+        for message in messages:
+            if isinstance(message, _ENDING):
+                self._held.pop(message.id, None)
+        for message in grouped(messages) if self.knows(wire.COMPACT) else messages:
+            self._queue(message)
+
     def _queue(self, message: wire.ClientContents) -> None:
-        if not isinstance(message, wire.WantToReserveChunks | wire.WorkingOn | wire.ExtendReservation):
-            self._held.pop(message.id, None)
         data = wire.encode_client(wire.ClientMessage(self._nonce, message))
         self._nonce += 1
         first, rest = data[: wire.MAX_FRAME_BYTES], data[wire.MAX_FRAME_BYTES :]
@@ -303,9 +310,8 @@ class Connection:
         else:
             self._queue_all([wire.FailChunk(chunk_id, "Requester disappeared") for chunk_id in ids])
 
-    def _queue_all(self, messages: Sequence[wire.ClientContents]) -> None:
-        for message in messages:
-            self._queue(message)
+    def _queue_all(self, messages: Iterable[wire.ClientContents]) -> None:
+        self._queue_each(messages)
         self._pass_on()
 
     def _write_if_open(self) -> None:
@@ -427,10 +433,9 @@ class Connection:
         data = b"".join(self._parts)
         self._parts.clear()
         try:
-            message = wire.decode_server(data)
+            self._message(wire.decode_server(data))
         except MessageError as error:
             raise self._unexpected(str(error)) from error
-        self._message(message)
 
     def _unexpected(self, text: str) -> Exception:
         if not self.opened.done():
@@ -448,6 +453,10 @@ class Connection:
         match message:
             case wire.ChunksReserved(nonce=nonce, chunks=chunks):
                 self._reserved(nonce, chunks)
+            case wire.PackedChunks(nonce=nonce, groups=groups):
+                self._reserved(nonce, self._descriptions.unpacked(groups))
+            case wire.CreditWithdrawn(nonce=nonce):
+                raise self._unexpected(f"the end of the credit {nonce}, which was never opened")
             case wire.ReservationRefused(nonce=nonce, reason=reason):
                 self._answered(nonce).arrived.set_exception(IncorrectUsageError(reason))
             case wire.ChunkReservationExpired(id=chunk_id):

@@ -28,6 +28,7 @@ from opsqueue.exceptions import (
     OpsqueueInternalError,
 )
 from opsqueue.protocol import consumer as wire
+from opsqueue.protocol.fields import U64_MAX
 
 logger = logging.getLogger("opsqueue.consumer")
 
@@ -159,7 +160,7 @@ class ConsumerClient:
         strategy = checked_strategy(Strategy.Newest() if strategy is None else strategy)
         if not isinstance(max, int) or isinstance(max, bool):
             raise TypeError(f"max must be an int, not {max!r}")
-        if not 1 <= max <= wire.U64_MAX:
+        if not 1 <= max <= U64_MAX:
             raise IncorrectUsageError(f"max must be at least 1 and fit into 64 bits, it is {max}")
         while True:
             connection = self.connect()

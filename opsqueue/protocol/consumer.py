@@ -6,15 +6,30 @@ fields) and raises MessageError for everything else. The server reads its hot me
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NoReturn, TypeAlias, TypeVar, cast
+from typing import Final, Literal, TypeAlias
 
 import cbor2
 
+from opsqueue.protocol import packed
 from opsqueue.protocol import strategy as strategies
 from opsqueue.protocol.errors import MessageError, StrategyError, UnservableRequestError
+from opsqueue.protocol.fields import (
+    U63_MAX,
+    U64_MAX,
+    field,
+    read_array,
+    read_bytes,
+    read_cbor,
+    read_integer,
+    read_map,
+    read_optional,
+    read_text,
+    read_variant,
+    shown,
+)
+from opsqueue.protocol.packed import Report
 from opsqueue.protocol.strategy import Strategy
 
 #: Payload of the heartbeats' pings.
@@ -32,18 +47,15 @@ RELEASE: Final = "release"
 EXTEND: Final = "extend"
 RETRY_LATER: Final = "retry-later"
 FAIL_SUBMISSION: Final = "fail-submission"
+COMPACT: Final = "compact"
 #: Every extension of this version, as they stand in the header and in Init.
-FEATURES: Final = (CLEAN_CLOSE, REFUSAL, DROPPED, RELEASE, EXTEND, RETRY_LATER, FAIL_SUBMISSION)
+FEATURES: Final = (CLEAN_CLOSE, REFUSAL, DROPPED, RELEASE, EXTEND, RETRY_LATER, FAIL_SUBMISSION, COMPACT)
 
 DropReason: TypeAlias = Literal["cancelled", "failed", "completed", "expired"]
 _DROP_REASONS: dict[str, DropReason] = {name: name for name in ("cancelled", "failed", "completed", "expired")}
 
 U32_MAX: Final = 2**32 - 1
-U63_MAX: Final = 2**63 - 1
-U64_MAX: Final = 2**64 - 1
 _NANOS: Final = 1_000_000_000
-#: Containers in containers: a strategy needs 2 for each PreferDistinct, everything else fewer than 10.
-_MAX_DEPTH: Final = 100
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -115,6 +127,36 @@ class FailSubmission:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class ReportChunks:
+    """Many chunks that are done or failed, applied in their order (feature compact)."""
+
+    reports: tuple[Report, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCredit:
+    """Asks for `chunks` chunks as they become available; its nonce is the credit's name (feature compact)."""
+
+    chunks: int
+    strategy: Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class AddCredit:
+    """Asks for `chunks` more on the credit that the message with the nonce `credit` opened (feature compact)."""
+
+    credit: int
+    chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawCredit:
+    """Takes back what is left of a credit; CreditWithdrawn comes behind its last chunks (feature compact)."""
+
+    credit: int
+
+
 ClientContents: TypeAlias = (
     WantToReserveChunks
     | CompleteChunk
@@ -124,6 +166,10 @@ ClientContents: TypeAlias = (
     | ExtendReservation
     | RetryLater
     | FailSubmission
+    | ReportChunks
+    | OpenCredit
+    | AddCredit
+    | WithdrawCredit
 )
 
 
@@ -202,18 +248,50 @@ class ChunkDropped:
     reason: DropReason
 
 
-ServerMessage: TypeAlias = Init | ChunksReserved | ReservationRefused | ChunkReservationExpired | ChunkDropped
+@dataclass(frozen=True, slots=True)
+class PackedGroup:
+    """Reserved chunks of one submission, which is described, or named by its id when its description is known.
+
+    `retries`: one for each chunk; `inputs` is None when they stand in the object store.
+    """
+
+    submission: Submission | int
+    chunks_done: int
+    chunks: tuple[int, ...]
+    retries: tuple[int, ...]
+    inputs: tuple[bytes, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class PackedChunks:
+    """Chunks for a request or on a credit, which `nonce` names (feature compact)."""
+
+    nonce: int
+    groups: tuple[PackedGroup, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CreditWithdrawn:
+    """The credit has ended; `left` chunks of it were not used (feature compact)."""
+
+    nonce: int
+    left: int
+
+
+ServerMessage: TypeAlias = (
+    Init | ChunksReserved | PackedChunks | CreditWithdrawn | ReservationRefused | ChunkReservationExpired | ChunkDropped
+)
 
 
 def decode_client(data: bytes) -> ClientMessage:
     """A consumer's frame. Raises MessageError; UnservableRequestError when only the strategy is at fault."""
-    message = _map(_cbor(data), "message")
-    nonce = _integer(_get(message, "nonce", "message"), 0, U64_MAX, "nonce")
-    name, body = _variant(_get(message, "contents", "message"), "contents")
+    message = read_map(read_cbor(data), "message")
+    nonce = read_integer(field(message, "nonce", "message"), 0, U64_MAX, "nonce")
+    name, body = read_variant(field(message, "contents", "message"), "contents")
     reader = _CLIENT_READERS.get(name)
     if reader is None:
-        raise MessageError(f"contents is {_shown(name)}: known are {', '.join(_CLIENT_READERS)}")
-    fields = _map(body, name)
+        raise MessageError(f"contents is {shown(name)}: known are {', '.join(_CLIENT_READERS)}")
+    fields = read_map(body, name)
     try:
         return ClientMessage(nonce, reader(fields))
     except StrategyError as error:
@@ -222,16 +300,16 @@ def decode_client(data: bytes) -> ClientMessage:
 
 def decode_server(data: bytes) -> ServerMessage:
     """A server's frame. Raises MessageError."""
-    name, body = _variant(_cbor(data), "message")
+    name, body = read_variant(read_cbor(data), "message")
     match name:
         case "Init":
-            return _init(_map(body, "Init"))
+            return _init(read_map(body, "Init"))
         case "Sync":
-            return _sync(_map(body, "Sync"))
+            return _sync(read_map(body, "Sync"))
         case "Async":
             return _async(body)
         case _:
-            raise MessageError(f"message is {_shown(name)}: known are Init, Sync and Async")
+            raise MessageError(f"message is {shown(name)}: known are Init, Sync and Async")
 
 
 def encode_client(message: ClientMessage) -> bytes:
@@ -249,6 +327,14 @@ def encode_client(message: ClientMessage) -> bytes:
             fields = {"id": _id_to_wire(contents.id), "delay_ms": contents.delay_ms}
         case FailSubmission():
             fields = {"id": _id_to_wire(contents.id), "reason": contents.reason}
+        case ReportChunks():
+            fields = {"reports": packed.reports_to_wire(contents.reports)}
+        case OpenCredit():
+            fields = {"chunks": contents.chunks, "strategy": strategies.to_wire(contents.strategy)}
+        case AddCredit():
+            fields = {"credit": contents.credit, "chunks": contents.chunks}
+        case WithdrawCredit():
+            fields = {"credit": contents.credit}
         case WorkingOn() | ReleaseChunk() | ExtendReservation():
             fields = {"id": _id_to_wire(contents.id)}
     return cbor2.dumps({"nonce": message.nonce, "contents": {type(contents).__name__: fields}})
@@ -264,6 +350,11 @@ def encode_server(message: ServerMessage) -> bytes:
             if chunks is not None:
                 result = {"Ok": [[_fields(chunk), _fields(submission)] for chunk, submission in chunks]}
             return cbor2.dumps({"Sync": {"nonce": nonce, "contents": {"ChunksReserved": result}}})
+        case PackedChunks(nonce=nonce, groups=groups):
+            packed_groups = [_group_to_wire(group) for group in groups]
+            return cbor2.dumps({"Sync": {"nonce": nonce, "contents": {"PackedChunks": packed_groups}}})
+        case CreditWithdrawn(nonce=nonce, left=left):
+            return cbor2.dumps({"Sync": {"nonce": nonce, "contents": {"CreditWithdrawn": {"left": left}}}})
         case ReservationRefused(nonce=nonce, reason=reason):
             return cbor2.dumps({"Sync": {"nonce": nonce, "contents": {"ReservationRefused": {"reason": reason}}}})
         case ChunkReservationExpired(id=chunk_id):
@@ -274,6 +365,16 @@ def encode_server(message: ServerMessage) -> bytes:
 
 def _fields(value: Chunk | Submission) -> dict[str, object]:
     return {name: getattr(value, name) for name in value.__slots__}
+
+
+def _group_to_wire(group: PackedGroup) -> list[object]:
+    return [
+        group.submission if isinstance(group.submission, int) else _fields(group.submission),
+        group.chunks_done,
+        packed.pack_indexes(group.chunks),
+        packed.pack_numbers(group.retries) if any(group.retries) else None,
+        None if group.inputs is None else list(group.inputs),
+    ]
 
 
 def _id_to_wire(chunk_id: ChunkId) -> dict[str, int]:
@@ -298,139 +399,46 @@ def _init_to_wire(init: Init) -> dict[str, object]:
     return fields
 
 
-def _refuse_tag(*_args: object) -> NoReturn:
-    raise ValueError("a CBOR tag, which no message has")
-
-
-#: Tags that cbor2 would turn into values of its own; the others go to the tag hook.
-_KNOWN_TAGS = (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 100, 256, 258, 260, 261, 1004, 43000, 55799)
-_NO_TAGS: dict[int, Callable[..., Any]] = dict.fromkeys(_KNOWN_TAGS, _refuse_tag)
-
-
-def _cbor(data: bytes) -> object:
-    source = io.BytesIO(data)
-    decoder = cbor2.CBORDecoder(
-        source,
-        tag_hook=_refuse_tag,
-        semantic_decoders=_NO_TAGS,
-        max_depth=_MAX_DEPTH,
-        allow_duplicate_keys=False,
-        strict_hashable_types=True,
-    )
-    try:
-        value: object = decoder.decode()
-    except cbor2.CBORDecodeEOF:
-        raise MessageError(f"the frame of {len(data)} bytes ends inside its CBOR item") from None
-    except (cbor2.CBORError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
-        raise MessageError(f"the frame of {len(data)} bytes is not a CBOR item: {error.__cause__ or error}") from None
-    if source.tell() != len(data):
-        raise MessageError(f"the frame has {len(data) - source.tell()} bytes after its CBOR item")
-    return value
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _map(value: object, where: str) -> dict[object, object]:
-    if not isinstance(value, dict):
-        raise MessageError(f"{where} must be a map, not {_shown(value)}")
-    return value
-
-
-def _get(fields: dict[object, object], name: str, where: str) -> object:
-    try:
-        return fields[name]
-    except KeyError:
-        raise MessageError(f"{where} lacks {name}") from None
-
-
-def _variant(value: object, where: str) -> tuple[str, object]:
-    if isinstance(value, str):
-        return value, None
-    if not isinstance(value, dict) or len(value) != 1:
-        raise MessageError(f"{where} must be a text or a map with one key, not {_shown(value)}")
-    ((name, body),) = value.items()
-    if not isinstance(name, str):
-        raise MessageError(f"{where} has the key {_shown(name)}, which must be a text")
-    return name, body
-
-
-def _integer(value: object, low: int, high: int, where: str) -> int:
-    if type(value) is not int:
-        raise MessageError(f"{where} must be an integer, not {_shown(value)}")
-    if not low <= value <= high:
-        raise MessageError(f"{where} is {value}, it may be {low} to {high}")
-    return value
-
-
-def _text(value: object, where: str) -> str:
-    if not isinstance(value, str):
-        raise MessageError(f"{where} must be a text, not {_shown(value)}")
-    return value
-
-
-def _bytes(value: object, where: str) -> bytes:
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, list):
-        if not set(map(type, value)) <= {int}:
-            raise MessageError(f"{where} must be an array of integers or a byte string")
-        try:
-            return bytes(value)
-        except ValueError:
-            raise MessageError(f"{where} has an integer that is not 0 to 255") from None
-    raise MessageError(f"{where} must be a byte string or an array of integers, not {_shown(value)}")
-
-
-T = TypeVar("T")
-
-
-def _optional(value: object, where: str, read: Callable[[object, str], T]) -> T | None:
-    return None if value is None else read(value, where)
-
-
 def _chunk_id(value: object, where: str) -> ChunkId:
-    fields = _map(value, where)
+    fields = read_map(value, where)
     return ChunkId(
-        _integer(_get(fields, "submission_id", where), 0, U63_MAX, f"{where}.submission_id"),
-        _integer(_get(fields, "chunk_index", where), 0, U63_MAX, f"{where}.chunk_index"),
+        read_integer(field(fields, "submission_id", where), 0, U63_MAX, f"{where}.submission_id"),
+        read_integer(field(fields, "chunk_index", where), 0, U63_MAX, f"{where}.chunk_index"),
     )
 
 
 def _duration(value: object, where: str) -> int:
-    fields = _map(value, where)
-    seconds = _integer(_get(fields, "secs", where), 0, U64_MAX, f"{where}.secs")
-    return seconds * _NANOS + _integer(_get(fields, "nanos", where), 0, U32_MAX, f"{where}.nanos")
+    fields = read_map(value, where)
+    seconds = read_integer(field(fields, "secs", where), 0, U64_MAX, f"{where}.secs")
+    return seconds * _NANOS + read_integer(field(fields, "nanos", where), 0, U32_MAX, f"{where}.nanos")
 
 
 def _want(fields: dict[object, object]) -> ClientContents:
     where = "WantToReserveChunks"
-    maximum = _integer(_get(fields, "max", where), 0, U64_MAX, f"{where}.max")
-    return WantToReserveChunks(maximum, strategies.parse(_get(fields, "strategy", where)))
+    maximum = read_integer(field(fields, "max", where), 0, U64_MAX, f"{where}.max")
+    return WantToReserveChunks(maximum, strategies.parse(field(fields, "strategy", where)))
 
 
 def _complete(fields: dict[object, object]) -> ClientContents:
     where = "CompleteChunk"
-    chunk_id = _chunk_id(_get(fields, "id", where), f"{where}.id")
-    return CompleteChunk(chunk_id, _optional(fields.get("output_content"), f"{where}.output_content", _bytes))
+    chunk_id = _chunk_id(field(fields, "id", where), f"{where}.id")
+    return CompleteChunk(chunk_id, read_optional(fields.get("output_content"), f"{where}.output_content", read_bytes))
 
 
 def _fail(fields: dict[object, object]) -> ClientContents:
-    chunk_id = _chunk_id(_get(fields, "id", "FailChunk"), "FailChunk.id")
-    return FailChunk(chunk_id, _text(_get(fields, "failure", "FailChunk"), "FailChunk.failure"))
+    chunk_id = _chunk_id(field(fields, "id", "FailChunk"), "FailChunk.id")
+    return FailChunk(chunk_id, read_text(field(fields, "failure", "FailChunk"), "FailChunk.failure"))
 
 
 def _retry_later(fields: dict[object, object]) -> ClientContents:
-    chunk_id = _chunk_id(_get(fields, "id", "RetryLater"), "RetryLater.id")
-    delay = _integer(_get(fields, "delay_ms", "RetryLater"), 0, U63_MAX, "RetryLater.delay_ms")
+    chunk_id = _chunk_id(field(fields, "id", "RetryLater"), "RetryLater.id")
+    delay = read_integer(field(fields, "delay_ms", "RetryLater"), 0, U63_MAX, "RetryLater.delay_ms")
     return RetryLater(chunk_id, delay)
 
 
 def _fail_submission(fields: dict[object, object]) -> ClientContents:
-    chunk_id = _chunk_id(_get(fields, "id", "FailSubmission"), "FailSubmission.id")
-    return FailSubmission(chunk_id, _text(_get(fields, "reason", "FailSubmission"), "FailSubmission.reason"))
+    chunk_id = _chunk_id(field(fields, "id", "FailSubmission"), "FailSubmission.id")
+    return FailSubmission(chunk_id, read_text(field(fields, "reason", "FailSubmission"), "FailSubmission.reason"))
 
 
 def _only_id(
@@ -439,9 +447,30 @@ def _only_id(
     where = message.__name__
 
     def read(fields: dict[object, object]) -> ClientContents:
-        return message(_chunk_id(_get(fields, "id", where), f"{where}.id"))
+        return message(_chunk_id(field(fields, "id", where), f"{where}.id"))
 
     return read
+
+
+def _report(fields: dict[object, object]) -> ClientContents:
+    return ReportChunks(packed.read_reports(field(fields, "reports", "ReportChunks"), "ReportChunks.reports"))
+
+
+def _open_credit(fields: dict[object, object]) -> ClientContents:
+    where = "OpenCredit"
+    chunks = read_integer(field(fields, "chunks", where), 0, U64_MAX, f"{where}.chunks")
+    return OpenCredit(chunks, strategies.parse(field(fields, "strategy", where)))
+
+
+def _add_credit(fields: dict[object, object]) -> ClientContents:
+    where = "AddCredit"
+    credit = read_integer(field(fields, "credit", where), 0, U64_MAX, f"{where}.credit")
+    return AddCredit(credit, read_integer(field(fields, "chunks", where), 0, U64_MAX, f"{where}.chunks"))
+
+
+def _withdraw_credit(fields: dict[object, object]) -> ClientContents:
+    where = "WithdrawCredit"
+    return WithdrawCredit(read_integer(field(fields, "credit", where), 0, U64_MAX, f"{where}.credit"))
 
 
 _CLIENT_READERS: dict[str, Callable[[dict[object, object]], ClientContents]] = {
@@ -453,88 +482,115 @@ _CLIENT_READERS: dict[str, Callable[[dict[object, object]], ClientContents]] = {
     "ExtendReservation": _only_id(ExtendReservation),
     "RetryLater": _retry_later,
     "FailSubmission": _fail_submission,
+    "ReportChunks": _report,
+    "OpenCredit": _open_credit,
+    "AddCredit": _add_credit,
+    "WithdrawCredit": _withdraw_credit,
 }
 
 
 def _init(fields: dict[object, object]) -> Init:
     features: tuple[str, ...] | None = None
     if fields.get("features") is not None:
-        listed = _array(fields["features"], "Init.features")
-        features = tuple(_text(feature, "Init.features") for feature in listed)
+        listed = read_array(fields["features"], "Init.features")
+        features = tuple(read_text(feature, "Init.features") for feature in listed)
     return Init(
-        _integer(_get(fields, "max_missable_heartbeats", "Init"), 0, U64_MAX, "Init.max_missable_heartbeats"),
-        _duration(_get(fields, "heartbeat_interval", "Init"), "Init.heartbeat_interval"),
-        _text(_get(fields, "version_info", "Init"), "Init.version_info"),
-        _text(_get(fields, "conn_id", "Init"), "Init.conn_id"),
+        read_integer(field(fields, "max_missable_heartbeats", "Init"), 0, U64_MAX, "Init.max_missable_heartbeats"),
+        _duration(field(fields, "heartbeat_interval", "Init"), "Init.heartbeat_interval"),
+        read_text(field(fields, "version_info", "Init"), "Init.version_info"),
+        read_text(field(fields, "conn_id", "Init"), "Init.conn_id"),
         features,
-        _optional(fields.get("reservation_expiration"), "Init.reservation_expiration", _duration),
+        read_optional(fields.get("reservation_expiration"), "Init.reservation_expiration", _duration),
     )
 
 
 def _sync(fields: dict[object, object]) -> ServerMessage:
-    nonce = _integer(_get(fields, "nonce", "Sync"), 0, U64_MAX, "Sync.nonce")
-    name, body = _variant(_get(fields, "contents", "Sync"), "Sync.contents")
+    nonce = read_integer(field(fields, "nonce", "Sync"), 0, U64_MAX, "Sync.nonce")
+    name, body = read_variant(field(fields, "contents", "Sync"), "Sync.contents")
     if name == "ReservationRefused":
-        return ReservationRefused(nonce, _text(_get(_map(body, name), "reason", name), f"{name}.reason"))
+        return ReservationRefused(nonce, read_text(field(read_map(body, name), "reason", name), f"{name}.reason"))
+    if name == "PackedChunks":
+        return PackedChunks(nonce, tuple(_group(item) for item in read_array(body, name)))
+    if name == "CreditWithdrawn":
+        left = field(read_map(body, name), "left", name)
+        return CreditWithdrawn(nonce, read_integer(left, 0, U64_MAX, f"{name}.left"))
     if name != "ChunksReserved":
-        raise MessageError(f"Sync.contents is {_shown(name)}: known are ChunksReserved and ReservationRefused")
-    result, value = _variant(body, name)
+        known = "ChunksReserved, ReservationRefused, PackedChunks and CreditWithdrawn"
+        raise MessageError(f"Sync.contents is {shown(name)}: known are {known}")
+    result, value = read_variant(body, name)
     if result == "Err":
         return ChunksReserved(nonce, None)
     if result != "Ok":
-        raise MessageError(f"ChunksReserved is {_shown(result)}: known are Ok and Err")
-    return ChunksReserved(nonce, [_pair(item) for item in _array(value, "ChunksReserved.Ok")])
+        raise MessageError(f"ChunksReserved is {shown(result)}: known are Ok and Err")
+    return ChunksReserved(nonce, [_pair(item) for item in read_array(value, "ChunksReserved.Ok")])
 
 
 def _async(value: object) -> ServerMessage:
-    name, body = _variant(value, "Async")
+    name, body = read_variant(value, "Async")
     if name == "ChunkReservationExpired":
         return ChunkReservationExpired(_chunk_id(body, name))
     if name != "ChunkDropped":
-        raise MessageError(f"Async is {_shown(name)}: known are ChunkReservationExpired and ChunkDropped")
-    reason = _text(_get(_map(body, name), "reason", name), f"{name}.reason")
+        raise MessageError(f"Async is {shown(name)}: known are ChunkReservationExpired and ChunkDropped")
+    reason = read_text(field(read_map(body, name), "reason", name), f"{name}.reason")
     if reason not in _DROP_REASONS:
-        raise MessageError(f"ChunkDropped.reason is {_shown(reason)}: known are {', '.join(_DROP_REASONS)}")
+        raise MessageError(f"ChunkDropped.reason is {shown(reason)}: known are {', '.join(_DROP_REASONS)}")
     return ChunkDropped(_chunk_id(body, name), _DROP_REASONS[reason])
 
 
-def _array(value: object, where: str) -> Sequence[object]:
-    if not isinstance(value, list):
-        raise MessageError(f"{where} must be an array, not {_shown(value)}")
-    return cast("list[object]", value)
-
-
 def _pair(value: object) -> tuple[Chunk, Submission]:
-    pair = _array(value, "ChunksReserved.Ok[]")
+    pair = read_array(value, "ChunksReserved.Ok[]")
     if len(pair) != 2:
         raise MessageError(f"ChunksReserved.Ok[] must be a chunk and its submission, not {len(pair)} items")
-    return _chunk(_map(pair[0], "chunk")), _submission(_map(pair[1], "submission"))
+    return _chunk(read_map(pair[0], "chunk")), _submission(read_map(pair[1], "submission"))
+
+
+def _group(value: object) -> PackedGroup:
+    where = "PackedChunks[]"
+    parts = read_array(value, where)
+    if len(parts) != 5:
+        raise MessageError(f"{where} must have 5 items, not {len(parts)}")
+    submission: Submission | int
+    if isinstance(parts[0], dict):
+        submission = _submission(parts[0])
+    else:
+        submission = read_integer(parts[0], 0, U63_MAX, f"{where}: the submission's id")
+    done = read_integer(parts[1], 0, U63_MAX, f"{where}: chunks_done")
+    chunks = packed.unpack_indexes(read_bytes(parts[2], f"{where}: the chunks"), f"{where}: the chunks")
+    retries = (0,) * len(chunks)
+    if parts[3] is not None:
+        retries = packed.unpack_numbers(read_bytes(parts[3], f"{where}: the retries"), f"{where}: the retries")
+    inputs: tuple[bytes, ...] | None = None
+    if parts[4] is not None:
+        inputs = tuple(read_bytes(item, f"{where}: an input") for item in read_array(parts[4], f"{where}: the inputs"))
+    if len(retries) != len(chunks) or (inputs is not None and len(inputs) != len(chunks)):
+        raise MessageError(f"{where} must have as many retries and inputs as chunks, which are {len(chunks)}")
+    return PackedGroup(submission, done, chunks, retries, inputs)
 
 
 def _chunk(fields: dict[object, object]) -> Chunk:
     return Chunk(
-        _integer(_get(fields, "submission_id", "chunk"), 0, U63_MAX, "chunk.submission_id"),
-        _integer(_get(fields, "chunk_index", "chunk"), 0, U63_MAX, "chunk.chunk_index"),
-        _optional(fields.get("input_content"), "chunk.input_content", _bytes),
-        _integer(_get(fields, "retries", "chunk"), -(2**63), U63_MAX, "chunk.retries"),
+        read_integer(field(fields, "submission_id", "chunk"), 0, U63_MAX, "chunk.submission_id"),
+        read_integer(field(fields, "chunk_index", "chunk"), 0, U63_MAX, "chunk.chunk_index"),
+        read_optional(fields.get("input_content"), "chunk.input_content", read_bytes),
+        read_integer(field(fields, "retries", "chunk"), -(2**63), U63_MAX, "chunk.retries"),
     )
 
 
 def _submission(fields: dict[object, object]) -> Submission:
     where = "submission"
-    strategic = _map(_get(fields, "strategic_metadata", where), "submission.strategic_metadata")
+    strategic = read_map(field(fields, "strategic_metadata", where), "submission.strategic_metadata")
     return Submission(
-        _integer(_get(fields, "id", where), 0, U63_MAX, "submission.id"),
-        _optional(fields.get("prefix"), "submission.prefix", _text),
-        _integer(_get(fields, "chunks_total", where), 0, U63_MAX, "submission.chunks_total"),
-        _integer(_get(fields, "chunks_done", where), 0, U63_MAX, "submission.chunks_done"),
-        _integer(_get(fields, "chunk_size", where), -(2**63), U63_MAX, "submission.chunk_size"),
-        _optional(fields.get("metadata"), "submission.metadata", _bytes),
+        read_integer(field(fields, "id", where), 0, U63_MAX, "submission.id"),
+        read_optional(fields.get("prefix"), "submission.prefix", read_text),
+        read_integer(field(fields, "chunks_total", where), 0, U63_MAX, "submission.chunks_total"),
+        read_integer(field(fields, "chunks_done", where), 0, U63_MAX, "submission.chunks_done"),
+        read_integer(field(fields, "chunk_size", where), -(2**63), U63_MAX, "submission.chunk_size"),
+        read_optional(fields.get("metadata"), "submission.metadata", read_bytes),
         {
-            _text(key, "submission.strategic_metadata"): _integer(
+            read_text(key, "submission.strategic_metadata"): read_integer(
                 value, -(2**63), U63_MAX, "submission.strategic_metadata"
             )
             for key, value in strategic.items()
         },
-        _text(_get(fields, "otel_trace_carrier", where), "submission.otel_trace_carrier"),
+        read_text(field(fields, "otel_trace_carrier", where), "submission.otel_trace_carrier"),
     )

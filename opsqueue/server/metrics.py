@@ -162,7 +162,11 @@ METRICS: tuple[Metric, ...] = (
         "Requests for chunks that were refused, or asked for none.",
         "reserver_reservations_failed_count",
     ),
-    _gauge(Counter.REQUESTS_PARKED, "opsqueue_requests_parked", "Requests for chunks that wait for work."),
+    _gauge(
+        Counter.REQUESTS_PARKED,
+        "opsqueue_requests_parked",
+        "Requests for chunks, and credits not used up, that wait for work.",
+    ),
     # journal
     _counter(Counter.COMMITS, "opsqueue_commits_total", "Transactions committed to the database."),
     _counter(

@@ -22,10 +22,25 @@ from opsqueue.server.frontend.errors import HttpError
 from opsqueue.server.reader import Description
 
 OPEN, CLOSE, RESERVE, COMPLETE, FAIL, WORKING_ON, RELEASE = 1, 2, 3, 4, 5, 6, 7
-REQUEST, RESERVED, REFUSED, DROPPED, REPLY = 32, 64, 65, 66, 67
+REPORT, CREDIT = 11, 12
+REQUEST, RESERVED, REFUSED, DROPPED, REPLY, WITHDRAWN = 32, 64, 65, 66, 67, 68
+CREDIT_OPEN, CREDIT_ADD, CREDIT_WITHDRAW = 1, 2, 3
+RUN_HAS_OUTPUT, RUN_FAILED = 1, 2
+ON_CREDIT = 1
 CHUNK_HAS_OUTPUT, CHUNK_IS_DIRECT = 1, 2
 CLEAN, LOST = 0, 1
 SLOT = 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive chunks of a report."""
+
+    submission: int
+    first: int
+    count: int
+    flags: int = 0
+    tail: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,7 @@ class Record:
     argument: int = 0
     flags: int = 0
     tail: bytes = b""
+    runs: tuple[Run, ...] = ()
 
 
 def parse_record(kind: int, payload: bytes) -> Record:
@@ -52,6 +68,19 @@ def parse_record(kind: int, payload: bytes) -> Record:
         connection, nonce, maximum, size = struct.unpack_from("<QQII", payload)
         assert len(payload) == 24 + size
         return Record(kind, connection, nonce=nonce, max=maximum, tail=payload[24:])
+    if kind == CREDIT:
+        connection, nonce, action, chunks, size, _ = struct.unpack_from("<QQIIII", payload)
+        assert len(payload) == 32 + size
+        return Record(kind, connection, nonce=nonce, argument=action, max=chunks, tail=payload[32:])
+    if kind == REPORT:
+        connection, count, chunks = struct.unpack_from("<QII", payload)
+        tails = payload[16 + 32 * count :]
+        runs = []
+        for submission, first, length, flags, at, size in struct.iter_unpack("<QQIIII", payload[16 : 16 + 32 * count]):
+            assert at + size <= len(tails)
+            runs.append(Run(submission, first, length, flags, tails[at : at + size]))
+        assert chunks == sum(run.count for run in runs)
+        return Record(kind, connection, max=chunks, runs=tuple(runs))
     if kind == REQUEST:
         return Record(kind, 0, nonce=struct.unpack_from("<Q", payload)[0], tail=payload[8:])
     connection, submission, chunk, argument, flags, size = struct.unpack_from("<QQQQII", payload)
@@ -61,15 +90,19 @@ def parse_record(kind: int, payload: bytes) -> Record:
     )
 
 
-def reserved(connection: int, nonce: int, *chunks: tuple[int, int, int, int, int]) -> bytes:
+def reserved(connection: int, nonce: int, *chunks: tuple[int, int, int, int, int], flags: int = 0) -> bytes:
     """Payload of a RESERVED record; a chunk is (submission, chunk, chunks_done, retries, flags)."""
-    return struct.pack("<QQII", connection, nonce, len(chunks), 0) + b"".join(
+    return struct.pack("<QQII", connection, nonce, len(chunks), flags) + b"".join(
         struct.pack("<QQQII", *chunk) for chunk in chunks
     )
 
 
-def refused(connection: int, nonce: int, reason: bytes) -> bytes:
-    return struct.pack("<QQII", connection, nonce, len(reason), 0) + reason
+def refused(connection: int, nonce: int, reason: bytes, flags: int = 0) -> bytes:
+    return struct.pack("<QQII", connection, nonce, len(reason), flags) + reason
+
+
+def withdrawn(connection: int, nonce: int, left: int) -> bytes:
+    return struct.pack("<QQII", connection, nonce, left, 0)
 
 
 def dropped(connection: int, submission: int, chunk: int, reason: int) -> bytes:

@@ -92,6 +92,8 @@ class RawConsumer:
         self.notices: list[dict[str, Any]] = []
         self.pings: list[bytes] = []
         self.answers: dict[int, dict[str, Any]] = {}
+        #: Submissions that compact messages have described.
+        self.described: list[dict[str, Any]] = []
         #: Frames of the message that came last.
         self.last_frames: list[Frame] = []
         self.handshake_head = self._shake_hands(features)

@@ -118,6 +118,7 @@ class Feed:
         failure_limit: int = 64 * 1024,
         decode: Callable[[bytes], Decoded] = decode,
         describe: Callable[[int], tuple[bytes, bytes] | None] = lambda submission: None,
+        direct_input: Callable[[int, int], bytes | None] = lambda submission, chunk: None,
     ) -> None:
         self.loop = asyncio.new_event_loop()
         self.channel = Channel(capacity)
@@ -132,7 +133,7 @@ class Feed:
             SLOT,
             self.loop,
             describe,
-            lambda submission, chunk: None,
+            direct_input,
             decode,
             heartbeat_interval=10.0,
             max_missable=3,

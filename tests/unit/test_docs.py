@@ -14,6 +14,7 @@ import apsw
 import cbor2
 import pytest
 
+from opsqueue._speedups import compact
 from opsqueue._speedups import consumer as speedups
 from opsqueue.protocol import consumer as protocol
 from opsqueue.protocol import strategy
@@ -114,6 +115,10 @@ def test_limits_are_those_of_the_code() -> None:
     assert speedups.LARGEST_MESSAGE == 64 * 1024 * 1024
     assert "a message above 64 MiB" in PROTOCOL
     assert f"{speedups.PARKED_LIMIT:,} unanswered requests" in PROTOCOL
+    assert f"{compact.CREDITS_LIMIT} credits open, and {compact.CREDIT_LIMIT:,} chunks in each" in PROTOCOL
+    assert f"at most {compact.CREDIT_WINDOW:,} chunks of a credit" in PROTOCOL
+    assert f"keep the {compact.REMEMBERED_DESCRIPTIONS} submissions" in PROTOCOL
+    assert re.search(rf"A message may\s+name {compact.REPORT_LIMIT:,} chunks", PROTOCOL)
     assert f"more than {strategy.MAX_DEPTH} deep" in PROTOCOL
     assert f"`meta_key` of more than {strategy.MAX_META_KEY_BYTES} bytes" in PROTOCOL
     assert f"payload `{protocol.HEARTBEAT.hex(' ')}`" in PROTOCOL
@@ -128,10 +133,11 @@ def test_every_close_code_is_described() -> None:
 
 
 def test_the_bytes_of_the_exchange_are_the_captured_ones() -> None:
-    vectors = [json.loads(line) for line in (ROOT / "tests" / "vectors" / "websocket.jsonl").read_text().splitlines()]
+    files = [ROOT / "tests" / "vectors" / name for name in ("websocket.jsonl", "compact.jsonl")]
+    vectors = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     captured = {vector["name"]: vector["hex"] for vector in vectors}
     shown = re.findall(r"^```cbor (\w+)\n(.*?)^```", PROTOCOL, flags=re.MULTILINE | re.DOTALL)
-    assert len(shown) == 3
+    assert len(shown) == 5
     for name, block in shown:
         lines = (line.partition("|")[0] for line in block.splitlines())
         assert "".join(lines).replace(" ", "") == captured[name], name

@@ -20,7 +20,8 @@ from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
 from opsqueue._speedups import consumer as speedups
-from opsqueue._speedups.consumer import FEATURE_BITS, ConsumerConnection
+from opsqueue._speedups.consumer import ConsumerConnection
+from opsqueue._speedups.consumer_texts import FEATURE_BITS
 from opsqueue._speedups.pump import FrontendPump
 from opsqueue.protocol import consumer as protocol
 from opsqueue.protocol import strategy
@@ -211,6 +212,15 @@ def decode(message: bytes) -> speedups.Decoded:
     contents = decoded.contents
     if isinstance(contents, protocol.WantToReserveChunks):
         return (speedups.RESERVE, decoded.nonce, 0, 0, contents.max, strategy.canonical(contents.strategy))
+    if isinstance(contents, protocol.ReportChunks):
+        return (speedups.REPORT, decoded.nonce, 0, 0, 0, protocol.encode_client(decoded))
+    if isinstance(contents, protocol.OpenCredit):
+        canonical = strategy.canonical(contents.strategy)
+        return (speedups.OPEN_CREDIT, decoded.nonce, 0, 0, contents.chunks, canonical)
+    if isinstance(contents, protocol.AddCredit):
+        return (speedups.ADD_CREDIT, decoded.nonce, 0, contents.credit, contents.chunks, None)
+    if isinstance(contents, protocol.WithdrawCredit):
+        return (speedups.WITHDRAW_CREDIT, decoded.nonce, 0, contents.credit, 0, None)
     argument = 0
     tail: bytes | None = None
     match contents:
