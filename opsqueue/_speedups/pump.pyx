@@ -188,8 +188,17 @@ cdef class FrontendPump:
             return False
         (<RequestRecord *>at).request = request
         memcpy(at + sizeof(RequestRecord), PyBytes_AS_STRING(payload), len(payload))
-        endpoint.flush()
+        if not self.unflushed:
+            # Whoever else sends in this turn of the event loop shares the wake-up of the writer.
+            self.unflushed = True
+            self.loop.call_soon(self.flush_requests)
         return True
+
+    def flush_requests(self) -> None:
+        """Publish the requests of this turn of the event loop."""
+        self.unflushed = False
+        if self.running:
+            self.endpoint.flush()
 
     cdef void send_large(self):
         cdef Endpoint endpoint = self.endpoint
