@@ -12,6 +12,7 @@ from typing import Any
 from opentelemetry import trace
 
 from opsqueue import opsqueue_internal, tracing
+from opsqueue.client.done_chunks import DoneChunks
 from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat, decode_chunk, encode_chunk
 from opsqueue.exceptions import (
     SubmissionFailedError,
@@ -237,6 +238,13 @@ class ProducerClient:
     def get_submission_status(self, submission_id: SubmissionId) -> SubmissionStatus | None:
         """How far the submission is; None when it is unknown."""
         return self.inner.get_submission_status(submission_id)
+
+    def done_chunks(self, submission_id: SubmissionId) -> DoneChunks:
+        """Which of the submission's chunks are done: an object to `refresh`, for which only what changed travels.
+
+        Offered by our own server only; with another one its `refresh` raises InternalProducerClientError.
+        """
+        return self.inner.done_chunks(submission_id)
 
     def lookup_submission_id_by_prefix(self, prefix: str) -> SubmissionId | None:
         """The newest submission whose chunks are stored under `prefix`; None when there is none."""

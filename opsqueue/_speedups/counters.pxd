@@ -61,6 +61,7 @@ cpdef enum Counter:
     FRONTEND_WAKEUPS = 69
     # gauges of the front-ends
     CONSUMERS_CONNECTED = 80
+    WAITS_PARKED = 81                         # producers' requests that wait (?wait=)
     # of the supervisor
     PROCESSES_REPLACED = 90
     # histograms: HISTOGRAM_SIZE counters each

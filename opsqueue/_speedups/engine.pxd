@@ -14,6 +14,7 @@ from opsqueue._speedups.slotmap cimport SlotMap
 from opsqueue._speedups.submission cimport Submission
 from opsqueue._speedups.tree cimport Nodes
 from opsqueue._speedups.values cimport Values
+from opsqueue._speedups.watching cimport Watching
 from opsqueue._speedups.wheel cimport Wheel
 
 
@@ -93,6 +94,7 @@ cdef class Engine:
     cdef list ended
     cdef Dirty dirty                           # blocks changed since their last fold
     cdef list returned                         # rows of a failed commit whose submission has been freed since
+    cdef Watching watching                     # what producers watch (done_blocks.pyx)
     # sliced jobs, linked by Submission.next_job; 0xFFFFFFFF ends
     cdef uint32_t drop_jobs
     cdef uint32_t free_jobs

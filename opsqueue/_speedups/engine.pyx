@@ -46,6 +46,7 @@ from opsqueue._speedups.tree cimport (
     nodes_close, nodes_open, tree_first, tree_insert, tree_last, tree_pick, tree_remove, tree_weigh,
 )
 from opsqueue._speedups.values cimport value_drop, value_take, values_close, values_open
+from opsqueue._speedups.watching cimport watching_close, watching_note
 from opsqueue._speedups.wheel cimport wheel_clear, wheel_close, wheel_hold, wheel_next_ms, wheel_open, wheel_pop, wheel_set
 
 from opsqueue.protocol.errors import StrategyError
@@ -165,6 +166,7 @@ cdef class Engine:
         nodes_close(&self.plain)
         dirty_close(&self.dirty)
         values_close(&self.values)
+        watching_close(&self.watching)
         free(self.notices)
         free(self.log.at)
         free(self.own_counters)
@@ -826,6 +828,7 @@ cdef class Engine:
     cdef void chunk_finished(self, Submission *s, uint64_t chunk, bint taken) noexcept:
         """A chunk of an unfinished submission is done; it has no reservation any more."""
         finish_chunk(s, chunk, taken)
+        watching_note(&self.watching, s, chunk)
         take_off(self.counters, CHUNKS_BACKLOG, 1)
         take_off(self.counters, OPERATIONS_BACKLOG, <uint64_t>s.chunk_size)
         if s.chunks_done == s.chunks_total:

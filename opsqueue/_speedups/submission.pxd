@@ -55,6 +55,10 @@ cdef struct Big:              # what only a submission of several blocks needs
     uint64_t *dirty[2]        # a bit per block, per generation; NULL: never any
     uint32_t fold_word        # where the fold goes on
     uint32_t free_at          # where freeing goes on
+    # watching.pxd; NULL: nobody follows
+    uint64_t *stamps          # per block, the number of its last change
+    uint64_t *group_stamps
+    uint64_t stamps_base      # changes up to this one are not stamped
 
 
 cdef struct Submission:
@@ -79,6 +83,7 @@ cdef struct Submission:
     uint32_t next_job         # slot
     uint8_t job
     uint8_t state
+    uint8_t watched           # watching.pxd
     bint direct
     bint cancelling
     bint committed            # its end is in the file
@@ -152,6 +157,8 @@ cdef inline bint submission_free_blocks(Submission *s, uint32_t limit) noexcept 
     free(s.big.unavailable)
     free(s.big.dirty[0])
     free(s.big.dirty[1])
+    free(s.big.stamps)
+    free(s.big.group_stamps)
     free(s.big)
     s.big = NULL
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 import urllib.parse
 import uuid
@@ -12,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from opsqueue.client import convert, upload
-from opsqueue.client.backoff import Backoff
+from opsqueue.client.done_chunks import DoneChunks
 from opsqueue.client.download import PyChunksAsyncIter, PyChunksIter
 from opsqueue.client.http import Answer, Failure, HttpClient
 from opsqueue.client.ids import new_prefix
@@ -25,6 +26,7 @@ from opsqueue.client.values import (
     SubmissionStatus,
     SubmissionStatusCompleted,
 )
+from opsqueue.client.waiting import Waiting
 from opsqueue.exceptions import (
     ChunkRetrievalError,
     InternalProducerClientError,
@@ -44,6 +46,8 @@ _CARRIER_HEADERS = ("traceparent", "tracestate", "baggage")
 #: A server that lists this in the header Opsqueue-Features inserts once for one Idempotency-Key.
 _IDEMPOTENCY = "idempotency-key"
 _POOL_SIZE = 16
+#: Waits of coroutines at a time; more of them poll.
+_WAITS = 64
 
 T = TypeVar("T")
 
@@ -63,6 +67,9 @@ class ProducerClient:
         self._http = HttpClient(parse_address(address))
         self._store = open_store(object_store_url, object_store_options)
         self._pool = Pool(_POOL_SIZE, "opsqueue-producer")
+        #: A wait holds its thread, so waits have threads of their own.
+        self._wait_pool = Pool(_WAITS, "opsqueue-wait")
+        self._free_waits = threading.Semaphore(_WAITS)
 
     def server_version(self) -> str:
         """The server's version, such as `v0.40.1`."""
@@ -181,13 +188,10 @@ class ProducerClient:
         chunk = reason.chunk if isinstance(reason, SubmissionNotCancellable.Failed) else None
         raise SubmissionNotCancellableError(reason, chunk)
 
-    def get_submission_status(
-        self, submission_id: SubmissionId, *, deadline: float | None = None
-    ) -> SubmissionStatus | None:
-        """Its status, None when it is unknown. TimeoutError at `deadline`, which is of time.monotonic()."""
-        answer = self._http.request("GET", f"{_SUBMISSIONS}/{_number(submission_id)}", deadline=deadline)
-        found = _decoded(wire.decode_status, _expect(answer, "the status"))
-        return None if found is None else convert.status(found)
+    def get_submission_status(self, submission_id: SubmissionId) -> SubmissionStatus | None:
+        """Its status, None when it is unknown."""
+        answer = self._http.request("GET", f"{_SUBMISSIONS}/{_number(submission_id)}")
+        return _status(answer)
 
     def lookup_submission_id_by_prefix(self, prefix: str) -> SubmissionId | None:
         """The newest submission with that prefix."""
@@ -238,30 +242,45 @@ class ProducerClient:
 
         Raises TimeoutError, SubmissionFailedError, SubmissionCancelledError and SubmissionNotFoundError.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pauses = Backoff(jitter=False)
+        waiting = self._waiting(submission_id, timeout)
         while True:
-            status = _ended(submission_id, self.get_submission_status(submission_id, deadline=deadline))
+            status = _ended(submission_id, self._status_of(submission_id, waiting))
             if status is not None:
                 return self._results(status)
-            pause = pauses.next()
-            if deadline is not None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise TimeoutError(f"submission {submission_id.id} did not end within {timeout} s")
-                pause = min(pause, left)
-            time.sleep(pause)
+            time.sleep(waiting.pause())
 
     async def async_stream_completed_submission_chunks(self, submission_id: SubmissionId) -> PyChunksAsyncIter:
         """As `blocking_stream_completed_submission_chunks`, without blocking the event loop."""
-        _number(submission_id)
-        pauses = Backoff(jitter=False)
+        waiting = self._waiting(submission_id, None)
         while True:
-            found = await self._on_thread(lambda: self.get_submission_status(submission_id))
+            found = await self._status_on_thread(submission_id, waiting)
             status = _ended(submission_id, found)
             if status is not None:
                 return PyChunksAsyncIter(*self._result_source(status))
-            await asyncio.sleep(pauses.next())
+            await asyncio.sleep(waiting.pause())
+
+    async def _status_on_thread(self, submission_id: SubmissionId, waiting: Waiting) -> SubmissionStatus | None:
+        """The status, after a wait on a thread of its own; when those are all taken, at once on a common one."""
+        if not self._free_waits.acquire(blocking=False):
+            return await self._on_thread(lambda: self._status_of(submission_id, waiting, at_once=True))
+        future = self._wait_pool.submit(lambda: self._status_of(submission_id, waiting))
+        # when the thread is free, not when a cancelled task is
+        future.add_done_callback(lambda _: self._free_waits.release())
+        return await asyncio.shield(asyncio.wrap_future(future))
+
+    def _status_of(
+        self, submission_id: SubmissionId, waiting: Waiting, *, at_once: bool = False
+    ) -> SubmissionStatus | None:
+        answer = waiting.ask(f"{_SUBMISSIONS}/{_number(submission_id)}", at_once=at_once)
+        return _status(answer)
+
+    def _waiting(self, submission_id: SubmissionId, timeout: float | None) -> Waiting:
+        return Waiting(self._http, timeout, f"submission {_number(submission_id)} did not end")
+
+    def done_chunks(self, submission_id: SubmissionId) -> DoneChunks:
+        """Which of its chunks are done, to be refreshed as often as wanted. Against our own server only."""
+        number = _number(submission_id)
+        return DoneChunks(number, lambda timeout: Waiting(self._http, timeout, f"submission {number} did not change"))
 
     def _results(self, status: SubmissionStatusCompleted) -> PyChunksIter:
         return PyChunksIter(*self._result_source(status))
@@ -288,6 +307,11 @@ class ProducerClient:
                 ) from error
 
         return (direct if prefix is None else stored), submission.chunks_total, self._pool
+
+
+def _status(answer: Answer) -> SubmissionStatus | None:
+    found = _decoded(wire.decode_status, _expect(answer, "the status"))
+    return None if found is None else convert.status(found)
 
 
 def _ended(submission_id: SubmissionId, status: SubmissionStatus | None) -> SubmissionStatusCompleted | None:

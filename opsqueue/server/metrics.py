@@ -253,6 +253,12 @@ METRICS: tuple[Metric, ...] = (
         "consumers_connected_count",
         per_process=True,
     ),
+    _gauge(
+        Counter.WAITS_PARKED,
+        "opsqueue_waits_parked",
+        "Producers' requests that wait for a submission (?wait=).",
+        per_process=True,
+    ),
     # durations
     _histogram(
         Counter.HISTOGRAM_SUBMISSION_COMPLETE,

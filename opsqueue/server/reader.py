@@ -30,6 +30,7 @@ _STATUS = _SQL["status"]
 _DIRECT_INPUT = _SQL["direct_input"]
 _DIRECT_OUTPUT = _SQL["direct_output"]
 _NEWEST_BY_PREFIX = _SQL["newest_by_prefix"]
+_BLOCKS = _SQL["blocks"]
 _UNFINISHED = _SQL["unfinished"]
 _COUNT_PAIR = _SQL["count_pair"]
 _UNFINISHED_WITH_PAIR = _SQL["unfinished_with_pair"]
@@ -130,6 +131,10 @@ class Reader:
     def direct_output(self, submission: int, chunk: int) -> bytes | None:
         """A done chunk's output; None: there is none."""
         return self._bytes(_DIRECT_OUTPUT, submission, chunk)
+
+    def blocks(self, submission: int, first: int, limit: int) -> list[tuple[int, bytes]]:
+        """(block, bitmap) of `limit` stored blocks from `first` on, ascending; an empty bitmap: all are done."""
+        return [(block, done) for block, done in self._rows(_BLOCKS, (submission, first, limit))]
 
     def lookup_by_prefix(self, prefix: str) -> int | None:
         """The newest submission with this prefix, whatever its state."""

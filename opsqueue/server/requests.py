@@ -63,7 +63,36 @@ class Ping(msgspec.Struct, tag="ping", frozen=True):
     """Answered by Done when the writer runs and its last commit succeeded, else by Unavailable."""
 
 
-Request = Insert | Cancel | Pause | Status | Counts | Ping
+class Watch(msgspec.Struct, tag="watch", frozen=True):
+    """Answered by Done when the submission has ended or, with `beyond`, when it may have more chunks done than that.
+
+    The commit that covers this has succeeded then; what is so now must still be asked for.
+    """
+
+    submission: int
+    beyond: int | None
+
+
+class Unwatch(msgspec.Struct, tag="unwatch", frozen=True):
+    """The request of that number, a Watch, is not answered any more unless it has been. Answered by Done."""
+
+    watch: int
+
+
+class DoneBlocks(msgspec.Struct, tag="done_blocks", frozen=True):
+    """Which blocks have done chunks, changed after a change number. Answered by Blocks or NotHeld.
+
+    Epoch 0 and `at` 0: all. `at` above 0 goes on with an answer that had a `next`, whose numbers these are then.
+    """
+
+    submission: int
+    epoch: int
+    since: int
+    upto: int
+    at: int
+
+
+Request = Insert | Cancel | Pause | Status | Counts | Ping | Watch | Unwatch | DoneBlocks
 
 
 class Inserted(msgspec.Struct, tag="inserted", frozen=True):
@@ -109,7 +138,28 @@ class Counted(msgspec.Struct, tag="counted", frozen=True):
     completed: int
 
 
-Reply = Inserted | Conflict | Unavailable | Done | NotHeld | Progress | Counted
+class Blocks(msgspec.Struct, tag="blocks", frozen=True):
+    """Changed blocks of 4,096 chunks of a submission, as far as commits cover it.
+
+    `reset`: not a change but all there is, because the asker's number was none or is not known. `since` and `upto` are
+    what this answer tells (the changes after the one, up to the other), `next` where it goes on, None at its end.
+    """
+
+    state: int
+    chunks_total: int
+    chunks_done: int
+    epoch: int
+    since: int
+    upto: int
+    next: int | None
+    reset: bool
+    #: (first block, how many): all chunks of these are done.
+    runs: list[tuple[int, int]]
+    #: (block, bitmap): bit i of byte j, the least significant first, is chunk 8 j + i of the block.
+    blocks: list[tuple[int, bytes]]
+
+
+Reply = Inserted | Conflict | Unavailable | Done | NotHeld | Progress | Counted | Blocks
 
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode

@@ -157,6 +157,24 @@ class Settings:
             doc="Finished means completed, failed or cancelled. Unfinished submissions never expire.",
         ),
     ]
+    max_wait: Annotated[
+        Seconds,
+        _submissions(
+            values.duration(),
+            "1 minute",
+            "Let a request that waits for a submission (?wait=) wait at most this long.",
+            doc="A longer wait is cut to this one. 0 answers every request at once; clients then poll.",
+        ),
+    ]
+    max_parked_waits: Annotated[
+        int,
+        _submissions(
+            values.integer(0, 1_000_000),
+            "10,000",
+            "Refuse to let more requests than this wait in one front-end (503 with Retry-After).",
+            doc="A wait holds its connection and some kilobytes of memory.",
+        ),
+    ]
     max_submissions_returned: Annotated[
         int,
         _submissions(

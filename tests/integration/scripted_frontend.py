@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from opsqueue._speedups.board import Board, SlotState
 from opsqueue.server import requests
@@ -20,12 +21,14 @@ from opsqueue.server.frontend import errors
 from opsqueue.server.frontend.accepting import Acceptor
 from opsqueue.server.frontend.app import FrontendApp, HttpServer
 from opsqueue.server.frontend.body import BodyReader
+from opsqueue.server.frontend.done import DoneEndpoints
 from opsqueue.server.frontend.draining import drain
 from opsqueue.server.frontend.inserts import InsertLimits
 from opsqueue.server.frontend.lookups import Lookups
 from opsqueue.server.frontend.plain import PlainEndpoints
 from opsqueue.server.frontend.producers import ProducerEndpoints
 from opsqueue.server.frontend.routing import Endpoint
+from opsqueue.server.frontend.waits import Waits
 from opsqueue.server.frontend.writer_client import WriterClient
 
 SLOT = frontend_slot(0)
@@ -41,6 +44,8 @@ LIMITS = InsertLimits(
 )
 MAX_BODY = 100_000
 BODY_TIMEOUT_S = 0.3
+MAX_WAITS = 3
+MAX_WAIT_S = 60.0
 
 
 @dataclass
@@ -101,9 +106,10 @@ class Frontend:
     server: HttpServer
     acceptor: Acceptor
     hub: NoConsumers
+    waits: Waits
 
     async def drain(self) -> None:
-        await drain(self.acceptor, self.app, self.server, self.writer.client, self.hub)
+        await drain(self.acceptor, self.app, self.server, self.writer.client, self.hub, self.waits)
 
 
 async def _explode(request: web.BaseRequest) -> web.StreamResponse:
@@ -123,16 +129,23 @@ async def scripted_frontend(database_path: str) -> AsyncIterator[Frontend]:
         BodyReader(MAX_BODY, timeout_s=BODY_TIMEOUT_S, in_memory=2 * MAX_BODY),
     )
     lookups = Lookups(database_path)
-    producers = ProducerEndpoints(writer.client, lookups, bodies, LIMITS, 100)
+    waits = Waits(writer.client, board, SLOT, MAX_WAITS, MAX_WAIT_S)
+    producers = ProducerEndpoints(writer.client, lookups, bodies, waits, LIMITS, 100)
+    done = DoneEndpoints(writer.client, lookups, waits)
     plain = PlainEndpoints(writer.client, board, VERSION)
-    endpoints = (*producers.endpoints(), *plain.endpoints(), Endpoint("GET", "/explode", _explode))
+    endpoints = (*producers.endpoints(), *done.endpoints(), *plain.endpoints(), Endpoint("GET", "/explode", _explode))
     app = FrontendApp(board, SLOT, bodies, endpoints, hub.handle)
-    server = HttpServer(app.handle, lambda: acceptor.connection_ended())
+
+    def connection_ended(connection: RequestHandler) -> None:
+        acceptor.connection_ended()
+        waits.connection_ended(connection)
+
+    server = HttpServer(app.handle, connection_ended)
     acceptor = Acceptor(loop, listener, board, SLOT, SLOT, server)
     acceptor.start()
     port: int = listener.getsockname()[1]
     try:
-        yield Frontend(port, board, writer, app, server, acceptor, hub)
+        yield Frontend(port, board, writer, app, server, acceptor, hub, waits)
     finally:
         acceptor.stop()
         await server.shutdown(0.05)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from opsqueue.server import requests
+from opsqueue.server.frontend import errors
 from opsqueue.server.frontend.errors import JSON, TEXT, HttpError
 
 _JSON_HEADERS = {"Content-Type": JSON}
@@ -40,3 +42,12 @@ def error_answer(error: HttpError) -> web.Response:
     if error.close:
         response.force_close()
     return response
+
+
+def refused(reply: requests.Reply) -> Exception:
+    """What to raise for a reply of the writer's that is not the one that was asked for."""
+    if isinstance(reply, requests.Unavailable):
+        if reply.storage_full:
+            return errors.storage_full(reply.reason, reply.retry_after_s)
+        return errors.unavailable(reply.reason, reply.retry_after_s)
+    return TypeError(f"the writer answered with {type(reply).__name__}, which this request has no use for")

@@ -52,7 +52,9 @@ class HttpServer(web.Server):
     """aiohttp's connections, with a word to us when one has ended."""
 
     def __init__(
-        self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], ended: Callable[[], None]
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        ended: Callable[[RequestHandler], None],
     ) -> None:
         super().__init__(
             handler,
@@ -68,7 +70,7 @@ class HttpServer(web.Server):
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
-        self._ended()
+        self._ended(handler)
 
 
 class FrontendApp:

@@ -113,6 +113,23 @@ def unavailable(reason: str, retry_after_s: int = 1, *, close: bool = False) -> 
     return _text(503, reason, headers={"Retry-After": str(max(1, retry_after_s))}, close=close)
 
 
+def bad_query(name: str, given: str, expected: str) -> HttpError:
+    """422: a value in the query string that this endpoint cannot read."""
+    return wrong_shape(f"?{name}={given[:100]} in the request's query is not {expected}")
+
+
+def client_gone() -> HttpError:
+    """499: ends a request whose client has gone; nobody gets it, the metrics count it."""
+    return HttpError(499, close=True)
+
+
+def too_many_waits(limit: int) -> HttpError:
+    """503: as many requests wait as may."""
+    return unavailable(
+        f"{limit} requests wait here already (--max-parked-waits of each front-end); try again, or ask without ?wait="
+    )
+
+
 def storage_full(reason: str, retry_after_s: int) -> HttpError:
     """507: nothing was stored because the disk is full."""
     return _text(507, reason, headers={"Retry-After": str(max(1, retry_after_s))})

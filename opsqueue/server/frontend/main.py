@@ -7,6 +7,7 @@ import contextlib
 import socket
 
 import uvloop
+from aiohttp.web_protocol import RequestHandler
 
 from opsqueue._speedups.board import SlotState
 from opsqueue.protocol.version import own_version
@@ -16,11 +17,13 @@ from opsqueue.server.frontend.app import FrontendApp, HttpServer
 from opsqueue.server.frontend.body import BodyReader
 from opsqueue.server.frontend.consumers import Consumers, ConsumerSettings
 from opsqueue.server.frontend.descriptions import describer
+from opsqueue.server.frontend.done import DoneEndpoints
 from opsqueue.server.frontend.draining import drain
 from opsqueue.server.frontend.inserts import InsertLimits
 from opsqueue.server.frontend.lookups import Lookups
 from opsqueue.server.frontend.plain import PlainEndpoints
 from opsqueue.server.frontend.producers import ProducerEndpoints
+from opsqueue.server.frontend.waits import Waits
 from opsqueue.server.frontend.writer_client import WriterClient
 from opsqueue.server.logs import logger
 from opsqueue.server.settings import Settings
@@ -64,10 +67,18 @@ async def _serve(context: ServerContext, control: Control, index: int) -> int:
         on_broken=stop.broken,
     )
     limits = InsertLimits.of(settings)
-    producers = ProducerEndpoints(writer, lookups, bodies, limits, settings.max_submissions_returned)
+    waits = Waits(writer, board, slot, settings.max_parked_waits, settings.max_wait)
+    producers = ProducerEndpoints(writer, lookups, bodies, waits, limits, settings.max_submissions_returned)
+    done = DoneEndpoints(writer, lookups, waits)
     plain = PlainEndpoints(writer, board, version)
-    app = FrontendApp(board, slot, bodies, (*producers.endpoints(), *plain.endpoints()), consumers.handle)
-    server = HttpServer(app.handle, lambda: acceptor.connection_ended())
+    endpoints = (*producers.endpoints(), *done.endpoints(), *plain.endpoints())
+    app = FrontendApp(board, slot, bodies, endpoints, consumers.handle)
+
+    def connection_ended(connection: RequestHandler) -> None:
+        acceptor.connection_ended()
+        waits.connection_ended(connection)
+
+    server = HttpServer(app.handle, connection_ended)
     acceptor = Acceptor(loop, context.listener, board, slot, frontend_slot(0), server)
 
     writer.attach(consumers.pump)
@@ -79,7 +90,7 @@ async def _serve(context: ServerContext, control: Control, index: int) -> int:
     exit_code = await stop.wait()
 
     board.set_state(slot, SlotState.DRAINING)
-    await drain(acceptor, app, server, writer, consumers)
+    await drain(acceptor, app, server, writer, consumers, waits)
     consumers.stop()
     moving.cancel()
     lookups.close()

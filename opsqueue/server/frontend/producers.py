@@ -12,11 +12,12 @@ from aiohttp import web
 from opsqueue.protocol import producer as wire
 from opsqueue.server import requests
 from opsqueue.server.frontend import errors, statuses
-from opsqueue.server.frontend.answers import bytes_answer, empty_answer, json_answer
+from opsqueue.server.frontend.answers import bytes_answer, empty_answer, json_answer, refused
 from opsqueue.server.frontend.body import BodyReader
 from opsqueue.server.frontend.inserts import InsertLimits, may_repeat, to_request
 from opsqueue.server.frontend.lookups import Lookups
 from opsqueue.server.frontend.routing import Endpoint
+from opsqueue.server.frontend.waits import Waits
 from opsqueue.server.frontend.writer_client import WriterClient, WriterRestartedError
 from opsqueue.server.reader import SubmissionStatus, TooManyError
 
@@ -30,9 +31,16 @@ class ProducerEndpoints:
     """Handlers of /producer/submissions and below."""
 
     def __init__(
-        self, writer: WriterClient, lookups: Lookups, bodies: BodyReader, limits: InsertLimits, max_returned: int
+        self,
+        writer: WriterClient,
+        lookups: Lookups,
+        bodies: BodyReader,
+        waits: Waits,
+        limits: InsertLimits,
+        max_returned: int,
     ) -> None:
         self._writer = writer
+        self._waits = waits
         self._lookups = lookups
         self._bodies = bodies
         self._limits = limits
@@ -61,7 +69,7 @@ class ProducerEndpoints:
                 identity = f"prefix {insert.prefix!r}" if insert.prefix is not None else "this Idempotency-Key"
                 raise errors.conflicting_insert(submission, identity)
             case reply:
-                raise _refused(reply)
+                raise refused(reply)
 
     async def _store(self, insert: requests.Insert) -> requests.Reply:
         try:
@@ -72,21 +80,31 @@ class ProducerEndpoints:
             return await self._writer.ask(insert)
 
     async def status(self, request: web.BaseRequest, submission: int) -> web.StreamResponse:
-        """The submission's status, `null` when it is unknown."""
+        """The submission's status, `null` when it is unknown; with `?wait=` once it has ended or time is over."""
+        wait = self._waits.of(request)
+        waiting = wait.asked
+        while True:
+            body, ended = await self._status(submission)
+            if ended or not waiting:
+                return wait.mark(json_answer(body))
+            waiting = await self._waits.park(request, wait, requests.Watch(submission, None))
+
+    async def _status(self, submission: int) -> tuple[bytes, bool]:
+        """The status as JSON, and whether it is one that stays."""
         for _ in range(ATTEMPTS):
             match await self._writer.ask(requests.Status(submission)):
                 case requests.Progress() as progress:
                     description = self._lookups.point.description(submission)
                     if description is not None:
-                        return json_answer(statuses.unfinished(submission, description, progress))
+                        return statuses.unfinished(submission, description, progress), False
                 case requests.NotHeld():
                     row = await self._row(submission)
                     if row is None:
-                        return json_answer(b"null")
+                        return b"null", True
                     if (ended := statuses.ended(row)) is not None:
-                        return json_answer(ended)
+                        return ended, True
                 case reply:
-                    raise _refused(reply)
+                    raise refused(reply)
         raise _changing(submission)
 
     async def _row(self, submission: int) -> SubmissionStatus | None:
@@ -105,7 +123,7 @@ class ProducerEndpoints:
                     if (ended := statuses.ended(row)) is not None:
                         raise errors.not_cancellable(ended)
                 case reply:
-                    raise _refused(reply)
+                    raise refused(reply)
         raise _changing(submission)
 
     async def pause(self, request: web.BaseRequest, submission: int) -> web.StreamResponse:
@@ -123,7 +141,7 @@ class ProducerEndpoints:
             case requests.NotHeld():
                 raise errors.unknown_submission(submission)
             case reply:
-                raise _refused(reply)
+                raise refused(reply)
 
     async def count(self, request: web.BaseRequest) -> web.StreamResponse:
         """Submissions in progress, paused ones included."""
@@ -136,7 +154,7 @@ class ProducerEndpoints:
     async def _counts(self) -> requests.Counted:
         reply = await self._writer.ask(requests.Counts())
         if not isinstance(reply, requests.Counted):
-            raise _refused(reply)
+            raise refused(reply)
         return reply
 
     async def lookup_by_prefix(self, request: web.BaseRequest, prefix: str) -> web.StreamResponse:
@@ -162,14 +180,6 @@ class ProducerEndpoints:
         if content is None:
             raise errors.unknown_path()
         return bytes_answer(content)
-
-
-def _refused(reply: requests.Reply) -> Exception:
-    if isinstance(reply, requests.Unavailable):
-        if reply.storage_full:
-            return errors.storage_full(reply.reason, reply.retry_after_s)
-        return errors.unavailable(reply.reason, reply.retry_after_s)
-    return TypeError(f"the writer answered with {type(reply).__name__}, which this request has no use for")
 
 
 def _changing(submission: int) -> errors.HttpError:

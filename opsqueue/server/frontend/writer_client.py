@@ -6,11 +6,15 @@ import asyncio
 from typing import Protocol
 
 from opsqueue.server import requests
+from opsqueue.server.logs import logger
 
 #: Seconds that a request may take. A hung writer is replaced after five, so this ends only what is lost.
 REQUEST_TIMEOUT_S = 10.0
 #: Seconds to wait for room in the ring, or for a writer that is being replaced (which takes less than one).
 SEND_TIMEOUT_S = 2.0
+
+
+log = logger("frontend")
 
 
 class RequestPump(Protocol):
@@ -47,6 +51,8 @@ class WriterClient:
         #: Those of the pending that are not in the ring yet.
         self._unsent: set[int] = set()
         self._closed: str | None = None
+        self._unwatches = True
+        self._unwatching: set[asyncio.Task[None]] = set()
 
     def attach(self, pump: RequestPump) -> None:
         """Send through `pump` from now on."""
@@ -59,24 +65,74 @@ class WriterClient:
 
     async def ask(self, request: requests.Request, timeout_s: float = REQUEST_TIMEOUT_S) -> requests.Reply:
         """The writer's reply. Raises WriterUnavailableError when there is none within `timeout_s`."""
-        if self._closed is not None:
-            raise WriterUnavailableError(self._closed)
-        if self._pump is None:
-            raise WriterUnavailableError("the server is starting; try again")
-        number = self._next
-        self._next += 1
-        reply: asyncio.Future[requests.Reply] = asyncio.get_running_loop().create_future()
-        self._pending[number] = reply
+        number, reply = self._begin()
         try:
             async with asyncio.timeout(timeout_s):
-                payload = requests.encode(request)
-                if not self._pump.send_request(number, payload):
-                    await self._send_when_possible(self._pump, number, payload, reply)
+                await self._send(number, requests.encode(request), reply)
                 return await reply
         except TimeoutError:
             raise WriterUnavailableError("the server's writer process does not answer; try again") from None
         finally:
             del self._pending[number]
+
+    async def watch(self, watch: requests.Watch, seconds: float, leave: asyncio.Future[None]) -> bool:
+        """True when the writer says that it is so; False after `seconds`, when `leave` is done or with a new writer.
+
+        What is so then is still to be asked. Raises WriterUnavailableError when the writer cannot be asked.
+        """
+        number, reply = self._begin()
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                await self._send(number, requests.encode(watch), reply)
+            await asyncio.wait((reply, leave), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if reply.done():
+                reply.result()
+            return reply.done()
+        except WriterRestartedError:
+            return False
+        except TimeoutError:
+            raise WriterUnavailableError("the server's writer process does not answer; try again") from None
+        finally:
+            del self._pending[number]
+            if not reply.done():
+                reply.cancel()
+                self._unwatch(number)
+
+    def stop_unwatching(self) -> None:
+        """This front-end ends: its watches are void with it."""
+        self._unwatches = False
+
+    def _unwatch(self, watch: int) -> None:
+        """Nobody waits for the answer; a ring without room is waited for."""
+        if not self._unwatches or self._pump is None:
+            return
+        self._next += 1
+        if not self._pump.send_request(self._next - 1, requests.encode(requests.Unwatch(watch))):
+            task = asyncio.ensure_future(self._ask_unwatch(watch))
+            self._unwatching.add(task)
+            task.add_done_callback(self._unwatching.discard)
+
+    async def _ask_unwatch(self, watch: int) -> None:
+        try:
+            await self.ask(requests.Unwatch(watch))
+        except WriterUnavailableError as error:
+            # A new writer knows of no watch; one that lives drops it with the submission's end.
+            log.debug("a watch was not ended", watch=watch, reason=error.reason)
+
+    def _begin(self) -> tuple[int, asyncio.Future[requests.Reply]]:
+        if self._closed is not None:
+            raise WriterUnavailableError(self._closed)
+        number = self._next
+        self._next += 1
+        reply: asyncio.Future[requests.Reply] = asyncio.get_running_loop().create_future()
+        self._pending[number] = reply
+        return number, reply
+
+    async def _send(self, number: int, payload: bytes, reply: asyncio.Future[requests.Reply]) -> None:
+        if self._pump is None:
+            raise WriterUnavailableError("the server is starting; try again")
+        if not self._pump.send_request(number, payload):
+            await self._send_when_possible(self._pump, number, payload, reply)
 
     async def _send_when_possible(
         self, pump: RequestPump, number: int, payload: bytes, reply: asyncio.Future[requests.Reply]
@@ -112,6 +168,7 @@ class WriterClient:
 
     def close(self, reason: str) -> None:
         """Answer what is pending, and what still comes, with `reason`."""
+        self._unwatches = False
         self._closed = reason
         for waiting in list(self._pending.values()):
             if not waiting.done():

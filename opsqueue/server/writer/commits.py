@@ -29,6 +29,7 @@ from opsqueue.server.writer.folding import NOTHING, Folding
 from opsqueue.server.writer.gathering import Applied, Asker, Commit, Staged
 from opsqueue.server.writer.ids import SubmissionIds
 from opsqueue.server.writer.journal_thread import JournalThread
+from opsqueue.server.writer.watches import Watches
 
 #: The oldest change waits at most this long for its commit when no answer depends on it. DESIGN: deferring by 5 ms is
 #: worth more than a second thread.
@@ -59,6 +60,7 @@ class Commits:
         last_batch: int,
         completed: int,
         in_progress: int,
+        watches: Watches,
     ) -> None:
         self._engine = engine
         self._dispatch = dispatch
@@ -66,6 +68,7 @@ class Commits:
         self._ids = ids
         self._board = board
         self._reply = reply
+        self._watches = watches
         self._folding = Folding(engine)
         self._committed = last_batch
         self._in_hand: Commit | None = None
@@ -155,6 +158,9 @@ class Commits:
         self.staged, self.applied, self._carried = Staged(), Applied(), Applied()
         self._changed_at = None
         self._drop_overtaken_cancels(staged, applied)
+        if self._watches:
+            woken = self._watches.woken(ended.submission for ended in applied.ended)
+            staged.answers.extend((asker, requests.Done()) for asker in woken)
         mark = self._ids.mark_to_store()
         if mark is None and staged.pings:
             mark = self._ids.next_mark()  # so that the commit writes, and a ping says whether it can
@@ -262,6 +268,9 @@ class Commits:
         """The file says cancelled: that is final, even if its last chunk was completed meanwhile."""
         self.in_progress -= 1
         self._engine.finish_cancel(submission)
+        if self._watches:
+            for asker in self._watches.ended(submission):
+                self._reply(asker, requests.Done())
         for applied in (self.applied, self._carried):
             applied.ended = [ended for ended in applied.ended if ended.submission != submission]
 

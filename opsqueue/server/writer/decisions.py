@@ -1,4 +1,4 @@
-"""Decides the cold requests: insert, cancel, pause, status, counts, ping. Stores nothing: it stages or answers."""
+"""Decides the cold requests (opsqueue.server.requests). Stores nothing: it stages, parks or answers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from opsqueue.server.writer.batch import DirectOutput, NewSubmission, PauseChang
 from opsqueue.server.writer.commits import Commits
 from opsqueue.server.writer.gathering import Asker
 from opsqueue.server.writer.ids import SubmissionIds
+from opsqueue.server.writer.watches import Watches
 
 #: A ping believes a commit that succeeded within this time, and asks for one otherwise.
 PING_BELIEVES_S = 1.0
@@ -32,12 +33,14 @@ class Decisions:
         engine: Engine,
         commits: Commits,
         ids: SubmissionIds,
+        watches: Watches,
         memory_limit: int,
         reply: Callable[[Asker, requests.Reply], None],
     ) -> None:
         self._engine = engine
         self._commits = commits
         self._ids = ids
+        self._watches = watches
         self._memory_limit = memory_limit
         self._reply = reply
 
@@ -63,6 +66,14 @@ class Decisions:
                 self._reply(asker, requests.Counted(self._commits.in_progress, self._commits.completed))
             case requests.Ping():
                 self._ping(asker)
+            case requests.Watch():
+                if not self._watches.add(asker, decoded.submission, decoded.beyond):
+                    self._reply(asker, requests.Done())
+            case requests.Unwatch():
+                self._watches.remove(Asker(frontend, incarnation, decoded.watch))
+                self._reply(asker, requests.Done())
+            case requests.DoneBlocks():
+                self._done_blocks(asker, decoded)
 
     def output(self, submission: int, chunk: int, content: bytes) -> None:
         """The output of a direct chunk whose completion counted."""
@@ -95,6 +106,17 @@ class Decisions:
         else:
             answer = requests.NotHeld()
         self._answer_when_covered(asker, submission, answer)
+
+    def _done_blocks(self, asker: Asker, question: requests.DoneBlocks) -> None:
+        if not self._engine.holds(question.submission):
+            self._reply(asker, requests.NotHeld())
+            return
+        try:
+            answer = self._watches.blocks(question)
+        except MemoryError as error:
+            self._reply(asker, requests.Unavailable(str(error), MEMORY_RETRY_AFTER_S, False))
+            return
+        self._answer_when_covered(asker, question.submission, answer)
 
     def _answer_when_covered(self, asker: Asker, submission: int, answer: requests.Reply) -> None:
         if self._commits.covers(submission):

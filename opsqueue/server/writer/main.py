@@ -22,6 +22,7 @@ from opsqueue.server.writer.ids import SubmissionIds
 from opsqueue.server.writer.journal import SqliteJournal
 from opsqueue.server.writer.journal_thread import JournalThread
 from opsqueue.server.writer.loop import SupervisorGoneError, WriterLoop
+from opsqueue.server.writer.watches import Watches
 
 #: A chunk that expired at its retry limit may still be completed for this long, then its submission fails.
 GRACE_MS = 2_000
@@ -109,6 +110,7 @@ def _serve(context: ServerContext, control: Control) -> None:
         lambda *request: decisions.take(*request),
         lambda *output: decisions.output(*output),
     )
+    watches = Watches(engine)
     commits = Commits(
         engine=engine,
         dispatch=dispatch,
@@ -119,9 +121,17 @@ def _serve(context: ServerContext, control: Control) -> None:
         last_batch=loaded.last_batch,
         completed=loaded.completed,
         in_progress=recovery.unfinished,
+        watches=watches,
     )
     commits.folding.recovered(recovery.log_bytes, recovery.log_rows)
-    decisions = Decisions(engine=engine, commits=commits, ids=ids, memory_limit=settings.memory_limit, reply=reply)
+    decisions = Decisions(
+        engine=engine,
+        commits=commits,
+        ids=ids,
+        watches=watches,
+        memory_limit=settings.memory_limit,
+        reply=reply,
+    )
     loop = WriterLoop(
         context=context,
         control=control,

@@ -1,0 +1,98 @@
+"""Which chunks of a submission are done, kept up to date by what has changed. Keeps bitmaps, downloads no results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from opsqueue.client.http import Answer
+from opsqueue.client.waiting import Waiting
+from opsqueue.exceptions import InternalProducerClientError, SubmissionNotFoundError
+from opsqueue.protocol.done import BLOCK_CHUNKS, decode_done
+from opsqueue.protocol.errors import ProtocolError
+
+_ENDED: Final = frozenset(("Completed", "Failed", "Cancelled"))
+
+
+class DoneChunks:
+    """What `ProducerClient.done_chunks` gives: a view of one submission, as of the last `refresh`. For one thread."""
+
+    def __init__(self, submission: int, waiting: Callable[[float | None], Waiting]) -> None:
+        self._submission = submission
+        self._waiting = waiting
+        self._change = "0"
+        #: Bitmaps by block; None: all chunks of the block are done.
+        self._blocks: dict[int, bytes | None] = {}
+        self.state = "InProgress"
+        self.chunks_total = 0
+        self.chunks_done = 0
+
+    @property
+    def ended(self) -> bool:
+        """The submission is completed, failed or cancelled: nothing will change."""
+        return self.state in _ENDED
+
+    def is_done(self, chunk: int) -> bool:
+        """Whether the chunk was done at the last refresh."""
+        if not 0 <= chunk < self.chunks_total:
+            return False
+        block, offset = divmod(chunk, BLOCK_CHUNKS)
+        if block not in self._blocks:
+            return False
+        bitmap = self._blocks[block]
+        return bitmap is None or bool(bitmap[offset >> 3] >> (offset & 7) & 1)
+
+    def refresh(self, wait: float = 0.0) -> bool:
+        """Ask the server what has changed, waiting up to `wait` seconds for a change; False: nothing has.
+
+        Only changed blocks of 4,096 chunks travel. Raises SubmissionNotFoundError, and InternalProducerClientError for
+        a server that does not offer this, such as the reference implementation.
+        """
+        waiting = self._waiting(wait if wait > 0 else None)
+        while True:
+            try:
+                more, changed = self._take(waiting.ask(self._path(), at_once=wait <= 0))
+            except TimeoutError:
+                return False
+            if more:
+                self._take_all()
+            if changed or self.ended or wait <= 0:
+                return changed
+            try:
+                time.sleep(waiting.pause())
+            except TimeoutError:
+                return False
+
+    def _take_all(self) -> None:
+        """What an answer had no room for; that is there, and waits for nothing."""
+        rest = self._waiting(None)
+        more = True
+        while more:
+            more, _ = self._take(rest.ask(self._path(), at_once=True))
+
+    def _path(self) -> str:
+        return f"/producer/submissions/{self._submission}/done?since={self._change}"
+
+    def _take(self, answer: Answer) -> tuple[bool, bool]:
+        if answer.status != 200:
+            raise InternalProducerClientError(
+                f"the server does not say which chunks are done: status {answer.status} {answer.text}"
+            )
+        try:
+            found = decode_done(answer.body)
+        except ProtocolError as error:
+            raise InternalProducerClientError(f"the server's answer cannot be read: {error}") from error
+        if found is None:
+            raise SubmissionNotFoundError(self._submission)
+        news = bool(found.done or found.blocks or found.more) or (found.state != self.state)
+        if found.reset:
+            self._blocks.clear()
+        for first, count in found.done:
+            self._blocks.update(dict.fromkeys(range(first, first + count)))
+        self._blocks.update(found.blocks)
+        self.state = found.state
+        self.chunks_total = found.chunks_total
+        self.chunks_done = found.chunks_done
+        self._change = found.change
+        return found.more, news
