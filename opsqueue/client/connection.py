@@ -276,7 +276,8 @@ class Connection:
     def _lost(self, text: str, cause: BaseException | None = None) -> ConnectionLostError:
         error = ConnectionLostError(f"the connection to {self._address.consumer} was lost: {text}")
         error.__cause__ = cause
-        if self.alive and self.opened.done():
+        # `alive` would not do: at an end without a close frame it is ending already.
+        if self._error is None and not self._closing and self.opened.done():
             logger.warning("%s", error)
         self._fail(error)
         return error

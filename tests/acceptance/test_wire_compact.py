@@ -526,7 +526,8 @@ def test_a_consumer_that_does_not_read_is_not_served_more(wire: Wire) -> None:
         ids = other.reserve_ids(1000)
         other.complete(*ids)
         got += len(ids)
-    assert wire.producer.metric("opsqueue_chunks_reserved") <= total + 1024 + 64
+    most = total + 1024 + 64
+    wait_until(lambda: wire.producer.metric("opsqueue_chunks_reserved") <= most, "only the stuck one holds some")
     left = credit.withdraw()
     assert len(credit.got) == 60_000 - left
 
