@@ -19,7 +19,7 @@ cdef class FrontendPump:
     cdef uint64_t *counters
     cdef object board             # keeps the counters mapped
     cdef bint running
-    cdef bint unflushed           # requests are written and not yet published
+    cdef int unflushed            # requests that are written and not yet published
     cdef bint was_connected       # something may have been sent to the writer that was there
     # requests that go in parts, one after the other
     cdef object large             # a deque of [bytes of the whole record, offset]

@@ -19,6 +19,7 @@ from opsqueue._speedups.consumer import BadRecordError
 cdef enum:
     RECORDS_A_TURN = 4096             # then replies are written and other events get their turn
     LARGE_BYTES = 64 * 1024 * 1024    # of requests that wait to go in parts; beyond, the caller waits
+    REQUESTS_A_WAKE_UP = 4             # cold requests of one turn of the event loop
 
 
 cdef class FrontendPump:
@@ -188,15 +189,18 @@ cdef class FrontendPump:
             return False
         (<RequestRecord *>at).request = request
         memcpy(at + sizeof(RequestRecord), PyBytes_AS_STRING(payload), len(payload))
-        if not self.unflushed:
-            # Whoever else sends in this turn of the event loop shares the wake-up of the writer.
-            self.unflushed = True
+        # Whoever else sends in this turn of the event loop shares the wake-up of the writer, up to a number: it should
+        # not wait for the last of many.
+        self.unflushed += 1
+        if self.unflushed == 1:
             self.loop.call_soon(self.flush_requests)
+        elif self.unflushed % REQUESTS_A_WAKE_UP == 0:
+            endpoint.flush()
         return True
 
     def flush_requests(self) -> None:
         """Publish the requests of this turn of the event loop."""
-        self.unflushed = False
+        self.unflushed = 0
         if self.running:
             self.endpoint.flush()
 

@@ -12,17 +12,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from opsqueue._speedups.board import Board, SlotState
 from opsqueue.server import requests
 from opsqueue.server.context import frontend_slot
 from opsqueue.server.frontend import errors
 from opsqueue.server.frontend.accepting import Acceptor
-from opsqueue.server.frontend.app import FrontendApp, HttpServer
+from opsqueue.server.frontend.app import FrontendApp
 from opsqueue.server.frontend.body import BodyReader
 from opsqueue.server.frontend.done import DoneEndpoints
 from opsqueue.server.frontend.draining import drain
+from opsqueue.server.frontend.http_server import HttpConnection, HttpServer
 from opsqueue.server.frontend.inserts import InsertLimits
 from opsqueue.server.frontend.lookups import Lookups
 from opsqueue.server.frontend.plain import PlainEndpoints
@@ -55,6 +55,7 @@ class ScriptedWriter:
     client: WriterClient = field(default_factory=WriterClient)
     answer: Callable[[requests.Request], requests.Reply | None] = lambda request: None
     asked: list[requests.Request] = field(default_factory=list)
+    unanswered: list[int] = field(default_factory=list)
     arrived: asyncio.Condition = field(default_factory=asyncio.Condition)
     telling: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -71,7 +72,13 @@ class ScriptedWriter:
         reply = self.answer(request)
         if reply is not None:
             loop.call_soon(self.client.on_reply, request_id, requests.encode(reply))
+        else:
+            self.unanswered.append(request_id)
         return True
+
+    def give(self, reply: requests.Reply) -> None:
+        """Answer the oldest request that was met with silence."""
+        self.client.on_reply(self.unanswered.pop(0), requests.encode(reply))
 
     def room(self) -> asyncio.Future[None]:
         raise AssertionError("this ring is never full")
@@ -136,7 +143,7 @@ async def scripted_frontend(database_path: str) -> AsyncIterator[Frontend]:
     endpoints = (*producers.endpoints(), *done.endpoints(), *plain.endpoints(), Endpoint("GET", "/explode", _explode))
     app = FrontendApp(board, SLOT, bodies, endpoints, hub.handle)
 
-    def connection_ended(connection: RequestHandler) -> None:
+    def connection_ended(connection: HttpConnection) -> None:
         acceptor.connection_ended()
         waits.connection_ended(connection)
 

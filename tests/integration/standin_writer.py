@@ -261,7 +261,7 @@ async def rig(
         try:
             return await consumers.handle(request)
         except HttpError as error:
-            return error_answer(error)
+            return error_answer(error).to_aiohttp()
 
     http = web.Server(handle, access_log=None)
     server = await loop.create_server(http, "127.0.0.1", 0)

@@ -1,47 +1,83 @@
-"""Builds aiohttp responses: the few shapes that our endpoints answer with. Decides nothing."""
+"""The answers that our endpoints give, as values, and how they go over the wire. Decides nothing.
+
+An answer is a plain value because aiohttp's response object takes as long to make and to write as the rest of an insert
+does in this process; only a connection that aiohttp reads gets one.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Final
+
 from aiohttp import web
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import SERVER_SOFTWARE
 
 from opsqueue.server import requests
 from opsqueue.server.frontend import errors
 from opsqueue.server.frontend.errors import JSON, TEXT, HttpError
 
-_JSON_HEADERS = {"Content-Type": JSON}
-_TEXT_HEADERS = {"Content-Type": TEXT}
-_BYTES_HEADERS = {"Content-Type": "application/octet-stream"}
+_STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
+#: What ends a head, by whether the connection ends too.
+_END: Final = {False: "\r\n", True: "Connection: close\r\n\r\n"}
 
 
-def json_answer(body: bytes) -> web.Response:
+@dataclass(slots=True)
+class Answer:
+    """One answer, whole. `close`: the connection ends after it."""
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    close: bool = False
+
+    def to_aiohttp(self) -> web.Response:
+        """The same for a connection that aiohttp reads."""
+        headers = dict(self.headers)
+        if self.content_type is not None:
+            headers["Content-Type"] = self.content_type
+        response = web.Response(status=self.status, body=self.body or None, headers=headers)
+        if self.close:
+            response.force_close()
+        return response
+
+    def rendered(self) -> bytes:
+        """As it goes over the wire."""
+        kind = "" if self.content_type is None else f"Content-Type: {self.content_type}\r\n"
+        more = "".join([f"{name}: {value}\r\n" for name, value in self.headers.items()]) if self.headers else ""
+        head = (
+            f"{_STATUS_LINES[self.status]}{kind}Content-Length: {len(self.body)}\r\n{more}"
+            f"Date: {rfc822_formatted_time()}\r\nServer: {SERVER_SOFTWARE}\r\n"
+            f"{_END[self.close]}"
+        )
+        return head.encode("ascii", "replace") + self.body
+
+
+def json_answer(body: bytes) -> Answer:
     """200 with JSON."""
-    return web.Response(body=body, headers=_JSON_HEADERS)
+    return Answer(200, body, JSON)
 
 
-def text_answer(text: str) -> web.Response:
+def text_answer(text: str) -> Answer:
     """200 with text."""
-    return web.Response(body=text.encode(), headers=_TEXT_HEADERS)
+    return Answer(200, text.encode(), TEXT)
 
 
-def bytes_answer(body: bytes) -> web.Response:
+def bytes_answer(body: bytes) -> Answer:
     """200 with bytes as they are."""
-    return web.Response(body=body, headers=_BYTES_HEADERS)
+    return Answer(200, body, "application/octet-stream")
 
 
-def empty_answer() -> web.Response:
+def empty_answer() -> Answer:
     """200 without a body."""
-    return web.Response()
+    return Answer()
 
 
-def error_answer(error: HttpError) -> web.Response:
+def error_answer(error: HttpError) -> Answer:
     """The answer that `error` stands for."""
-    headers = dict(error.headers)
-    if error.content_type is not None:
-        headers["Content-Type"] = error.content_type
-    response = web.Response(status=error.status, body=error.body or None, headers=headers)
-    if error.close:
-        response.force_close()
-    return response
+    return Answer(error.status, error.body, error.content_type, dict(error.headers), error.close)
 
 
 def refused(reply: requests.Reply) -> Exception:

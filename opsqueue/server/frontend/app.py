@@ -1,22 +1,19 @@
 """The HTTP application of one front-end: endpoints, dispatch, counting, and what becomes of an exception.
 
-Sits directly on aiohttp's low-level server: one handler, our own path table, no middleware.
+One handler under the connections of `http_server`, our own path table, no middleware.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.web_protocol import RequestHandler
 
 from opsqueue._speedups.board import Board
 from opsqueue._speedups.counters import Counter
 from opsqueue.server.frontend import errors
-from opsqueue.server.frontend.answers import error_answer
+from opsqueue.server.frontend.answers import Answer, error_answer
 from opsqueue.server.frontend.body import BodyReader, ClientGoneError
 from opsqueue.server.frontend.routing import Endpoint, Router
 from opsqueue.server.frontend.writer_client import WriterUnavailableError
@@ -24,53 +21,6 @@ from opsqueue.server.logs import logger
 from opsqueue.server.reader import ReadError
 
 log = logger("frontend")
-
-#: Seconds that a connection may be idle, or take to send a request's head.
-KEEPALIVE_S = 75.0
-#: Seconds that the rest of a request is read and thrown away after an early answer, so that the client can read it.
-LINGERING_S = 5.0
-#: Bytes of a request line, and of one header.
-MAX_LINE = 16 * 1024
-MAX_HEADER = 16 * 1024
-
-
-class _NoGarbage(logging.Filter):
-    """aiohttp logs a traceback for every malformed request; what strangers send is no error of ours."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
-
-
-def _aiohttp_logger() -> logging.Logger:
-    named = logging.getLogger("opsqueue.server.http")
-    if not any(isinstance(known, _NoGarbage) for known in named.filters):
-        named.addFilter(_NoGarbage())
-    return named
-
-
-class HttpServer(web.Server):
-    """aiohttp's connections, with a word to us when one has ended."""
-
-    def __init__(
-        self,
-        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-        ended: Callable[[RequestHandler], None],
-    ) -> None:
-        super().__init__(
-            handler,
-            access_log=None,
-            logger=_aiohttp_logger(),
-            keepalive_timeout=KEEPALIVE_S,
-            lingering_time=LINGERING_S,
-            max_line_size=MAX_LINE,
-            max_field_size=MAX_HEADER,
-            auto_decompress=False,
-        )
-        self._ended = ended
-
-    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        super().connection_lost(handler, exc)
-        self._ended(handler)
 
 
 class FrontendApp:
@@ -94,7 +44,7 @@ class FrontendApp:
         self._idle: asyncio.Event = asyncio.Event()
         self._idle.set()
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def handle(self, request: web.BaseRequest) -> Answer | web.StreamResponse:
         """Answer one request; raises only ConnectionError, when there is nobody to answer."""
         self._board.add(self._slot, Counter.HTTP_REQUESTS, 1)
         try:
@@ -114,7 +64,7 @@ class FrontendApp:
 
     async def _answer(
         self, request: web.BaseRequest, endpoint: Endpoint, parameters: tuple[int | str, ...]
-    ) -> web.StreamResponse:
+    ) -> Answer | web.StreamResponse:
         try:
             return await endpoint.handler(request, *parameters)
         except errors.HttpError as error:
@@ -130,13 +80,13 @@ class FrontendApp:
             log.exception("request failed", method=request.method, path=endpoint.path)
             return error_answer(errors.internal())
 
-    def _finish(self, response: web.StreamResponse) -> web.StreamResponse:
-        if response.status >= 400:
-            server_side = response.status >= 500
+    def _finish(self, answer: Answer | web.StreamResponse) -> Answer | web.StreamResponse:
+        if answer.status >= 400:
+            server_side = answer.status >= 500
             self._board.add(self._slot, Counter.HTTP_ERRORS_5XX if server_side else Counter.HTTP_ERRORS_4XX, 1)
-        if self._draining:
-            response.force_close()
-        return response
+        if self._draining and isinstance(answer, Answer):
+            answer.close = True
+        return answer
 
     def begin_draining(self) -> None:
         """From now on every answer closes its connection, and bodies that have not come are not waited for."""

@@ -15,7 +15,7 @@ from aiohttp import web
 from opsqueue.protocol import done as wire
 from opsqueue.server import requests
 from opsqueue.server.frontend import errors
-from opsqueue.server.frontend.answers import json_answer, refused
+from opsqueue.server.frontend.answers import Answer, json_answer, refused
 from opsqueue.server.frontend.lookups import Lookups
 from opsqueue.server.frontend.routing import MAX_INTEGER, Endpoint
 from opsqueue.server.frontend.waits import Waits, single_query
@@ -76,7 +76,7 @@ class DoneEndpoints:
     def endpoints(self) -> Iterator[Endpoint]:
         yield Endpoint("GET", "/producer/submissions/{id}/done", self.done)
 
-    async def done(self, request: web.BaseRequest, submission: int) -> web.StreamResponse:
+    async def done(self, request: web.BaseRequest, submission: int) -> Answer:
         """What is done, whole or since a change number; waits for a change if asked to. `null` when it is unknown."""
         wait = self._waits.of(request)
         number = ChangeNumber.parse(single_query(request, "since"))

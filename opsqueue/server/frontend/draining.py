@@ -6,7 +6,8 @@ import asyncio
 from typing import Protocol
 
 from opsqueue.server.frontend.accepting import Acceptor
-from opsqueue.server.frontend.app import FrontendApp, HttpServer
+from opsqueue.server.frontend.app import FrontendApp
+from opsqueue.server.frontend.http_server import HttpServer
 from opsqueue.server.frontend.waits import Waits
 from opsqueue.server.frontend.writer_client import WriterClient
 

@@ -7,18 +7,18 @@ import contextlib
 import socket
 
 import uvloop
-from aiohttp.web_protocol import RequestHandler
 
 from opsqueue._speedups.board import SlotState
 from opsqueue.protocol.version import own_version
 from opsqueue.server.context import Control, ServerContext, frontend_slot
 from opsqueue.server.frontend.accepting import Acceptor
-from opsqueue.server.frontend.app import FrontendApp, HttpServer
+from opsqueue.server.frontend.app import FrontendApp
 from opsqueue.server.frontend.body import BodyReader
 from opsqueue.server.frontend.consumers import Consumers, ConsumerSettings
 from opsqueue.server.frontend.descriptions import describer
 from opsqueue.server.frontend.done import DoneEndpoints
 from opsqueue.server.frontend.draining import drain
+from opsqueue.server.frontend.http_server import HttpConnection, HttpServer
 from opsqueue.server.frontend.inserts import InsertLimits
 from opsqueue.server.frontend.lookups import Lookups
 from opsqueue.server.frontend.plain import PlainEndpoints
@@ -74,7 +74,7 @@ async def _serve(context: ServerContext, control: Control, index: int) -> int:
     endpoints = (*producers.endpoints(), *done.endpoints(), *plain.endpoints())
     app = FrontendApp(board, slot, bodies, endpoints, consumers.handle)
 
-    def connection_ended(connection: RequestHandler) -> None:
+    def connection_ended(connection: HttpConnection) -> None:
         acceptor.connection_ended()
         waits.connection_ended(connection)
 

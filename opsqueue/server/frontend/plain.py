@@ -8,7 +8,7 @@ from aiohttp import web
 
 from opsqueue._speedups.board import Board
 from opsqueue.server import metrics, requests
-from opsqueue.server.frontend.answers import text_answer
+from opsqueue.server.frontend.answers import Answer, text_answer
 from opsqueue.server.frontend.routing import Endpoint
 from opsqueue.server.frontend.writer_client import WriterClient, WriterUnavailableError
 
@@ -32,7 +32,7 @@ class PlainEndpoints:
         yield Endpoint("GET", "/producer/version", self.producer_version)
         yield Endpoint("GET", "/metrics", self.metrics)
 
-    async def ping(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def ping(self, request: web.BaseRequest) -> Answer:
         """`pong` when the writer answers within a second and its last commit succeeded."""
         try:
             healthy = isinstance(await self._writer.ask(requests.Ping(), PING_TIMEOUT_S), requests.Done)
@@ -41,21 +41,21 @@ class PlainEndpoints:
         if healthy:
             return text_answer("pong")
         unhealthy = text_answer("unhealthy")
-        unhealthy.set_status(503)
+        unhealthy.status = 503
         unhealthy.headers["Retry-After"] = "1"
         return unhealthy
 
-    async def version(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def version(self, request: web.BaseRequest) -> Answer:
         """`v` and our version."""
         return text_answer(self._version)
 
-    async def producer_version(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def producer_version(self, request: web.BaseRequest) -> Answer:
         """The version, and in a header what the reference's server does not offer."""
         answer = text_answer(self._version)
         answer.headers["Opsqueue-Features"] = PRODUCER_FEATURES
         return answer
 
-    async def metrics(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def metrics(self, request: web.BaseRequest) -> Answer:
         """Everything on the board, of all processes."""
         body = metrics.render(self._board, self._version)
-        return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
+        return Answer(200, body, metrics.CONTENT_TYPE)

@@ -12,7 +12,7 @@ from aiohttp import web
 from opsqueue.protocol import producer as wire
 from opsqueue.server import requests
 from opsqueue.server.frontend import errors, statuses
-from opsqueue.server.frontend.answers import bytes_answer, empty_answer, json_answer, refused
+from opsqueue.server.frontend.answers import Answer, bytes_answer, empty_answer, json_answer, refused
 from opsqueue.server.frontend.body import BodyReader
 from opsqueue.server.frontend.inserts import InsertLimits, may_repeat, to_request
 from opsqueue.server.frontend.lookups import Lookups
@@ -58,7 +58,7 @@ class ProducerEndpoints:
         yield Endpoint("POST", _SUBMISSIONS + "/lookup_ids_by_strategic_metadata", self.lookup_by_strategic_metadata)
         yield Endpoint("GET", _SUBMISSIONS + "/{id}/chunks/{index}/output", self.output)
 
-    async def insert(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def insert(self, request: web.BaseRequest) -> Answer:
         """Store a submission; its id, once it is durable."""
         body = await self._bodies.read_json(request, wire.decode_insert)
         insert = to_request(body, request.headers, self._limits)
@@ -79,7 +79,7 @@ class ProducerEndpoints:
                 raise
             return await self._writer.ask(insert)
 
-    async def status(self, request: web.BaseRequest, submission: int) -> web.StreamResponse:
+    async def status(self, request: web.BaseRequest, submission: int) -> Answer:
         """The submission's status, `null` when it is unknown; with `?wait=` once it has ended or time is over."""
         wait = self._waits.of(request)
         waiting = wait.asked
@@ -110,7 +110,7 @@ class ProducerEndpoints:
     async def _row(self, submission: int) -> SubmissionStatus | None:
         return await self._lookups.on_thread(lambda reader: reader.status(submission))
 
-    async def cancel(self, request: web.BaseRequest, submission: int) -> web.StreamResponse:
+    async def cancel(self, request: web.BaseRequest, submission: int) -> Answer:
         """Cancel an unfinished submission; 404 when it is unknown, 409 with its status when it has ended."""
         for _ in range(ATTEMPTS):
             match await self._writer.ask(requests.Cancel(submission)):
@@ -126,15 +126,15 @@ class ProducerEndpoints:
                     raise refused(reply)
         raise _changing(submission)
 
-    async def pause(self, request: web.BaseRequest, submission: int) -> web.StreamResponse:
+    async def pause(self, request: web.BaseRequest, submission: int) -> Answer:
         """Hand out no more chunks of a submission in progress."""
         return await self._set_paused(submission, True)
 
-    async def unpause(self, request: web.BaseRequest, submission: int) -> web.StreamResponse:
+    async def unpause(self, request: web.BaseRequest, submission: int) -> Answer:
         """Hand out the chunks of a paused submission again."""
         return await self._set_paused(submission, False)
 
-    async def _set_paused(self, submission: int, paused: bool) -> web.StreamResponse:
+    async def _set_paused(self, submission: int, paused: bool) -> Answer:
         match await self._writer.ask(requests.Pause(submission, paused)):
             case requests.Done():
                 return empty_answer()
@@ -143,11 +143,11 @@ class ProducerEndpoints:
             case reply:
                 raise refused(reply)
 
-    async def count(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def count(self, request: web.BaseRequest) -> Answer:
         """Submissions in progress, paused ones included."""
         return json_answer(b"%d" % (await self._counts()).in_progress)
 
-    async def count_completed(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def count_completed(self, request: web.BaseRequest) -> Answer:
         """Completed submissions that are not forgotten yet."""
         return json_answer(b"%d" % (await self._counts()).completed)
 
@@ -157,12 +157,12 @@ class ProducerEndpoints:
             raise refused(reply)
         return reply
 
-    async def lookup_by_prefix(self, request: web.BaseRequest, prefix: str) -> web.StreamResponse:
+    async def lookup_by_prefix(self, request: web.BaseRequest, prefix: str) -> Answer:
         """The newest submission with this prefix, `null` when there is none."""
         found = await self._lookups.on_thread(lambda reader: reader.lookup_by_prefix(prefix))
         return json_answer(b"null" if found is None else b"%d" % found)
 
-    async def lookup_by_strategic_metadata(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def lookup_by_strategic_metadata(self, request: web.BaseRequest) -> Answer:
         """Unfinished submissions that have all the given pairs, ascending; 400 with the maximum when there are more."""
         # Producers parse a 400 of this path as the maximum, so malformed JSON is a 422 here.
         pairs = await self._bodies.read_json(request, wire.decode_strategic_metadata, bad_json_is_wrong_shape=True)
@@ -174,7 +174,7 @@ class ProducerEndpoints:
             raise errors.too_many_matches(self._max_returned) from None
         return json_answer(wire.encode(found))
 
-    async def output(self, request: web.BaseRequest, submission: int, index: int) -> web.StreamResponse:
+    async def output(self, request: web.BaseRequest, submission: int, index: int) -> Answer:
         """The output of a done chunk of a direct submission."""
         content = await self._lookups.on_thread(lambda reader: reader.direct_output(submission, index))
         if content is None:

@@ -9,8 +9,9 @@ from urllib.parse import unquote_to_bytes
 from aiohttp import web
 
 from opsqueue.server.frontend import errors
+from opsqueue.server.frontend.answers import Answer
 
-Handler = Callable[..., Awaitable[web.StreamResponse]]
+Handler = Callable[..., Awaitable[Answer | web.StreamResponse]]
 
 #: Ids, indexes and counts go up to here.
 MAX_INTEGER = 2**63 - 1

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from http import HTTPStatus
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from opsqueue._speedups.board import Board
 from opsqueue._speedups.counters import Counter
 from opsqueue.server import requests
 from opsqueue.server.frontend import errors
+from opsqueue.server.frontend.answers import Answer, error_answer
+from opsqueue.server.frontend.http_server import HttpConnection
 from opsqueue.server.frontend.writer_client import WriterClient
 from opsqueue.server.values import BadValueError, parse_duration
 
@@ -46,11 +46,11 @@ class Wait:
     seconds: float
     until: float
 
-    def mark(self, response: web.Response) -> web.Response:
+    def mark(self, answer: Answer) -> Answer:
         """Say in the answer that the wait was understood."""
         if self.asked:
-            response.headers[WAIT_HEADER] = str(int(self.seconds * 1000))
-        return response
+            answer.headers[WAIT_HEADER] = str(int(self.seconds * 1000))
+        return answer
 
 
 class Waits:
@@ -62,9 +62,9 @@ class Waits:
         self._slot = slot
         self._limit = limit
         self._longest_s = longest_s
-        self._parked: dict[RequestHandler, asyncio.Future[None]] = {}
-        self._gone: set[RequestHandler] = set()
-        self._leaving: set[RequestHandler] = set()
+        self._parked: dict[HttpConnection, asyncio.Future[None]] = {}
+        self._gone: set[HttpConnection] = set()
+        self._leaving: set[HttpConnection] = set()
         self._draining = False
 
     def of(self, request: web.BaseRequest) -> Wait:
@@ -106,7 +106,7 @@ class Waits:
             raise errors.client_gone()
         return woken
 
-    def connection_ended(self, connection: RequestHandler) -> None:
+    def connection_ended(self, connection: HttpConnection) -> None:
         """Its parked request, if there is one, has nobody to answer."""
         self._leaving.discard(connection)
         leave = self._parked.get(connection)
@@ -133,21 +133,9 @@ class Waits:
                     self._leaving.add(connection)  # an answer ends its connection from now on
                     leave.set_result(None)
             await asyncio.sleep(DRAIN_PACE_S)
-        refusal = _raw(errors.unavailable("the server is stopping; try again", close=True))
+        refusal = error_answer(errors.unavailable("the server is stopping; try again", close=True)).rendered()
         for connection, leave in waiting:
             if not leave.done() and connection.transport is not None:
                 connection.transport.write(refusal)
                 connection.transport.close()
                 self.connection_ended(connection)
-
-
-def _raw(error: errors.HttpError) -> bytes:
-    """An answer as it goes over the wire, for a request whose handler has not begun one."""
-    head = [
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
-        f"Content-Type: {error.content_type}",
-        f"Content-Length: {len(error.body)}",
-        *(f"{name}: {value}" for name, value in error.headers.items()),
-        "Connection: close",
-    ]
-    return "\r\n".join((*head, "", "")).encode() + error.body

@@ -12,7 +12,7 @@ from opsqueue.server.logs import logger
 REQUEST_TIMEOUT_S = 10.0
 #: Seconds to wait for room in the ring, or for a writer that is being replaced (which takes less than one).
 SEND_TIMEOUT_S = 2.0
-
+_NO_ANSWER = "the server's writer process does not answer; try again"
 
 log = logger("frontend")
 
@@ -41,6 +41,11 @@ class WriterRestartedError(WriterUnavailableError):
         super().__init__("the server's writer process is being replaced; try again")
 
 
+def _give_up(reply: asyncio.Future[requests.Reply]) -> None:
+    if not reply.done():
+        reply.set_exception(WriterUnavailableError(_NO_ANSWER))
+
+
 class WriterClient:
     """Asks the writer. `on_reply` and `on_writer_restart` are the pump's callbacks."""
 
@@ -66,13 +71,14 @@ class WriterClient:
     async def ask(self, request: requests.Request, timeout_s: float = REQUEST_TIMEOUT_S) -> requests.Reply:
         """The writer's reply. Raises WriterUnavailableError when there is none within `timeout_s`."""
         number, reply = self._begin()
+        timer = asyncio.get_running_loop().call_later(timeout_s, _give_up, reply)
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._send(number, requests.encode(request), reply)
-                return await reply
-        except TimeoutError:
-            raise WriterUnavailableError("the server's writer process does not answer; try again") from None
+            await self._send(number, requests.encode(request), reply)
+            return await reply
+        except TimeoutError:  # no room in the ring
+            raise WriterUnavailableError(_NO_ANSWER) from None
         finally:
+            timer.cancel()
             del self._pending[number]
 
     async def watch(self, watch: requests.Watch, seconds: float, leave: asyncio.Future[None]) -> bool:
@@ -91,7 +97,7 @@ class WriterClient:
         except WriterRestartedError:
             return False
         except TimeoutError:
-            raise WriterUnavailableError("the server's writer process does not answer; try again") from None
+            raise WriterUnavailableError(_NO_ANSWER) from None
         finally:
             del self._pending[number]
             if not reply.done():
