@@ -38,6 +38,7 @@ cpdef enum Counter:
     RECORDS_SENT = 22
     WRITER_WAKEUPS = 23
     BAD_RINGS = 24
+    FSYNCS = 25                               # calls that make the disk keep what was written
     # gauges of the writer
     CHUNKS_BACKLOG = 40                       # not done, of submissions in progress (paused ones too)
     OPERATIONS_BACKLOG = 41                   # CHUNKS_BACKLOG times each submission's chunk_size

@@ -30,6 +30,7 @@ class Counter(enum.IntEnum):
     RECORDS_SENT = 22
     WRITER_WAKEUPS = 23
     BAD_RINGS = 24
+    FSYNCS = 25
     CHUNKS_BACKLOG = 40
     OPERATIONS_BACKLOG = 41
     CHUNKS_RESERVED = 42

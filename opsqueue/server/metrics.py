@@ -179,6 +179,7 @@ METRICS: tuple[Metric, ...] = (
         "opsqueue_committed_events_bytes_total",
         "Bytes of packed completions, retries and crashes committed.",
     ),
+    _counter(Counter.FSYNCS, "opsqueue_fsyncs_total", "Times that the disk was told to keep what was written."),
     _counter(Counter.CHECKPOINTS, "opsqueue_checkpoints_total", "Checkpoints of the write-ahead log that finished."),
     _gauge(Counter.COMMIT_HEALTHY, "opsqueue_commit_healthy", "1 when the last commit succeeded, 0 when it failed."),
     _gauge(Counter.WAL_BYTES, "opsqueue_wal_bytes", "Size of the write-ahead log."),

@@ -70,6 +70,28 @@ class FaultyFile(apsw.VFSFile):
         super().xTruncate(newsize)
 
 
+class CountingFile(apsw.VFSFile):
+    def __init__(self, syncs: list[str], name: str | apsw.URIFilename | None, flags: list[int]) -> None:
+        super().__init__("", name, flags)
+        self._syncs = syncs
+        self._name = name if isinstance(name, str) else name.filename() if name else ""
+
+    def xSync(self, flags: int) -> None:
+        self._syncs.append(self._name)
+        super().xSync(flags)
+
+
+class CountingVFS(apsw.VFS):
+    """The usual way to the file system; tells of each time that the disk is to keep something."""
+
+    def __init__(self) -> None:
+        super().__init__("counting", "")
+        self.syncs: list[str] = []
+
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> CountingFile:
+        return CountingFile(self.syncs, name, flags)
+
+
 class FaultyVFS(apsw.VFS):
     """The usual way to the file system, with faults on the way."""
 
@@ -302,3 +324,24 @@ def test_a_reader_that_holds_a_snapshot_delays_no_commit_and_the_wal_shrinks_aft
     assert journal.apply(Batch(number, events=events)).wal_bytes < limit
     assert wal_file_bytes(path) <= 3 * limit, "the file has shrunk as well"
     journal.close()
+
+
+@pytest.mark.parametrize("durability", ["full", "normal"])
+@pytest.mark.parametrize("checkpoint_bytes", [1, 40_000, 16_000_000])
+def test_the_fsyncs_that_are_told_are_those_that_were_made(path: str, durability: str, checkpoint_bytes: int) -> None:
+    vfs = CountingVFS()
+    journal = SqliteJournal(
+        JournalOptions(path, vfs="counting", durability=durability, checkpoint_bytes=checkpoint_bytes)
+    )
+    journal.load(Collected())
+    journal.apply(Batch(1, inserts=(new_submission(1, count=100_000),)))
+    vfs.syncs.clear()
+    told = 0
+    for number in range(2, 40):
+        outcome = journal.apply(a_batch(number, number))
+        assert outcome.failure is None
+        told += outcome.fsyncs
+    assert told == len(vfs.syncs)
+    assert told >= 38 or durability == "normal"
+    journal.close()
+    vfs.unregister()

@@ -124,6 +124,8 @@ class Outcome:
     seconds: float = 0.0
     wal_bytes: int = 0
     checkpoint_seconds: float | None = None
+    #: Times that the disk was told to keep what was written, since the last outcome.
+    fsyncs: int = 0
     #: Completed submissions that the journal's own clean-up has forgotten since the last outcome, and all of them.
     forgotten_completed: int = 0
     forgotten: int = 0

@@ -25,6 +25,7 @@ class Checkpoints:
         self._connection = connection
         self._options = options
         self._frames = 0
+        self._fsyncs = 0
         self._next_at_bytes = options.checkpoint_bytes
         #: Why the last checkpoint failed, other than for a reader; empty when it did not.
         self.failure = ""
@@ -36,6 +37,13 @@ class Checkpoints:
         if not self._frames:
             return 0
         return _WAL_HEADER_BYTES + self._frames * (_FRAME_HEADER_BYTES + PAGE_SIZE)
+
+    def take_fsyncs(self) -> int:
+        """Times that SQLite told the disk to keep what was written, since this was asked last: what its way of doing
+        things amounts to, which a test compares with the calls themselves.
+        """
+        taken, self._fsyncs = self._fsyncs, 0
+        return taken
 
     def after_commit(self) -> float | None:
         """Finish a checkpoint if one is due; the seconds it took, None: none was finished."""
@@ -66,10 +74,14 @@ class Checkpoints:
             return False
         finally:
             self._connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        if self._frames:
+            self._fsyncs += 2  # the log, then the database
         self._frames = 0
         self._next_at_bytes = self._options.checkpoint_bytes
         return True
 
     def _committed_frames(self, connection: apsw.Connection, database: str, frames: int) -> int:
+        # The frames' own; with the first of a log that begins again, its header's.
+        self._fsyncs += (self._options.durability == "full") + (frames < self._frames or not self._frames)
         self._frames = frames
         return apsw.SQLITE_OK

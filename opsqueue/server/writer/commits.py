@@ -308,6 +308,7 @@ class Commits:
     def _count(self, outcome: Outcome, commit: Commit) -> None:
         board = self._board
         board.add(WRITER_SLOT, Counter.COMMITS if outcome.failure is None else Counter.COMMITS_FAILED, 1)
+        board.add(WRITER_SLOT, Counter.FSYNCS, outcome.fsyncs)
         board.add(WRITER_SLOT, Counter.COMMITTED_EVENTS_BYTES, len(commit.batch.events))
         board.add(WRITER_SLOT, Counter.SUBMISSIONS_FORGOTTEN, outcome.forgotten)
         observe_seconds(board, WRITER_SLOT, Counter.HISTOGRAM_COMMIT, outcome.seconds)

@@ -161,6 +161,7 @@ class SqliteJournal:
             seconds=seconds,
             wal_bytes=wal_bytes,
             checkpoint_seconds=checkpoint_seconds,
+            fsyncs=self._checkpoints.take_fsyncs(),
             forgotten=forgotten,
             forgotten_completed=forgotten_completed,
             warning=self._checkpoints.failure or self._cleanup_failure,
@@ -178,6 +179,7 @@ class SqliteJournal:
             reason=str(error),
             seconds=time.perf_counter() - begun,
             wal_bytes=self._checkpoints.wal_bytes,
+            fsyncs=self._checkpoints.take_fsyncs(),
             warning=self._checkpoints.failure or self._cleanup_failure,
         )
 
