@@ -57,7 +57,6 @@ class ServerProcess:
     def cpu_seconds(self) -> float:
         """Processor time that all its processes have used."""
         return sum(self.cpu_by_process().values())
-<<<<<<< HEAD
 
     def pss_bytes(self) -> int:
         """Memory of all its processes, what they share counted once."""
@@ -92,8 +91,6 @@ def _field(path: Path, name: str) -> int:
 def _wait_for_end(pidfd: int) -> None:
     if not select.select([pidfd], [], [], START_WITHIN_S)[0]:
         raise RuntimeError("a process of the server outlived its supervisor's SIGKILL")
-=======
->>>>>>> main
 
 
 @contextlib.contextmanager
