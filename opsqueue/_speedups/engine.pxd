@@ -156,4 +156,5 @@ cdef class Engine:
     cdef void event(self, uint32_t kind, Submission *s, uint64_t chunk) noexcept
     cdef tuple block_row(self, Submission *s, uint32_t block)
     cdef void replay(self, Submission *s, uint32_t kind, uint64_t chunk) noexcept
+    cdef int load_block(self, uint64_t submission, uint64_t place, bytes done, bytes attempts) except -1
     cdef bint work_until(self, uint64_t until_ns) noexcept

@@ -1,7 +1,8 @@
+from collections.abc import Iterable
 from typing import TypeAlias
 
 from opsqueue._speedups.board import Board
-from opsqueue.server.writer.batch import BlockRow, LoadedSubmission
+from opsqueue.server.writer.batch import LoadedSubmission
 
 #: (submission, state, chunks_done, failed_chunk, failure); the last two only for a failed one.
 EndedTuple: TypeAlias = tuple[int, int, int, int | None, str | None]
@@ -63,5 +64,5 @@ class Engine:
     def fold_failed(self, rows: tuple[BlockTuple, ...]) -> None: ...
     # recovery
     def submission(self, loaded: LoadedSubmission) -> None: ...
-    def block(self, row: BlockRow) -> None: ...
+    def load_blocks(self, rows: Iterable[tuple[int, int, int, bytes, bytes, int]]) -> None: ...
     def events(self, events: bytes) -> None: ...

@@ -1100,30 +1100,32 @@ cdef class Engine:
         else:
             self.touch(s)
 
-    def block(self, row) -> None:
-        """A BlockRow. Raises ValueError if it cannot be what was written."""
-        cdef Submission *s = self.find(row.submission)
-        cdef bytes done = row.done
-        cdef bytes attempts = row.attempts
+    def load_blocks(self, rows) -> None:
+        """As RecoverySink says. Raises ValueError naming the row that cannot be what was written."""
+        for row in rows:
+            try:
+                self.load_block(row[0], row[1], row[3], row[4])
+            except ValueError as error:
+                raise ValueError(f"row ({row[0]}, {row[1]}): {error}") from None
+
+    cdef int load_block(self, uint64_t submission, uint64_t place, bytes done, bytes attempts) except -1:
+        cdef Submission *s = self.find(submission)
         cdef uint32_t at, count = 0
         cdef const uint8_t *read
         cdef const uint8_t *end
         cdef uint64_t offset = 0, retries = 0, crashes = 0
         cdef Attempt *attempt
         cdef LoadResult result
-        where = f"block {row.block} of submission {row.submission}"
         if s == NULL:
-            raise ValueError(f"{where}: there is no such submission")
-        if not 0 <= row.block < s.block_count:
-            raise ValueError(f"{where}: the submission has {s.block_count} blocks")
-        at = row.block
+            raise ValueError("there is no such submission")
+        if place >= s.block_count:
+            raise ValueError(f"the submission has {s.block_count} blocks")
+        at = <uint32_t>place
         result = block_load(s, at, <const uint8_t *><const char *>done, <uint32_t>len(done), &count)
         if result == LOAD_TWICE:
-            raise ValueError(f"{where} comes twice")
-        if result == LOAD_SIZE:
-            raise ValueError(f"{where} has {len(done)} bytes for {block_length(s, at)} chunks")
-        if result == LOAD_BEYOND:
-            raise ValueError(f"{where}: chunks behind the submission's end are done")
+            raise ValueError("it comes twice")
+        if result == LOAD_SIZE or result == LOAD_BEYOND:
+            raise ValueError(f"{len(done)} bytes, which are not the bits of {block_length(s, at)} chunks")
         if not over(s):
             take_off(self.counters, CHUNKS_BACKLOG, count)
             take_off(self.counters, OPERATIONS_BACKLOG, count * <uint64_t>s.chunk_size)
@@ -1133,7 +1135,7 @@ cdef class Engine:
             if not (
                 get_varint(&read, end, &offset) and get_varint(&read, end, &retries) and get_varint(&read, end, &crashes)
             ) or offset >= block_length(s, at) or retries >> 32 or crashes >> 32:
-                raise ValueError(f"{where}: the attempts are damaged")
+                raise ValueError("the attempts are damaged")
             offset += <uint64_t>at << BLOCK_SHIFT
             if chunk_is_done(s, offset):
                 continue
@@ -1143,11 +1145,12 @@ cdef class Engine:
             if retries >= self.max_retries and not over(s):
                 self.doom(s, offset)
         if over(s):
-            return
+            return 0
         if s.chunks_done == s.chunks_total:
             self.finish(s, STATE_COMPLETED, 0, None)
         else:
             self.touch(s)
+        return 0
 
     def events(self, bytes events not None) -> None:
         """A log row. Raises ValueError if it is damaged; entries about submissions that are not here are passed over."""

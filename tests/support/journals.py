@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from opsqueue.server.requests import Insert
@@ -13,6 +13,7 @@ from opsqueue.server.writer.batch import (
     EndedSubmission,
     InsertOutcome,
     Journal,
+    LoadedBlock,
     LoadedSubmission,
     NewSubmission,
     State,
@@ -105,9 +106,10 @@ class Collected:
         self.order.append("submission")
         self.submissions.append(loaded)
 
-    def block(self, row: BlockRow) -> None:
-        self.order.append("block")
-        self.blocks.append(row)
+    def load_blocks(self, rows: Iterable[LoadedBlock]) -> None:
+        for submission, block, _, done, attempts, _ in rows:
+            self.order.append("block")
+            self.blocks.append(BlockRow(submission, block, done, attempts))
 
     def events(self, events: bytes) -> None:
         self.order.append("events")

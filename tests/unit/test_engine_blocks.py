@@ -9,7 +9,7 @@ import pytest
 
 from opsqueue._speedups.counters import Counter
 from opsqueue._speedups.scripted import ScriptedEngine
-from opsqueue.server.writer.batch import BlockRow, LoadedSubmission, State
+from opsqueue.server.writer.batch import LoadedSubmission, State
 
 HOLDER = 1
 HUGE = 10**9
@@ -140,8 +140,8 @@ def test_reservations_of_a_failed_submission_are_dropped_in_slices_and_counted_a
     ("block", "done", "attempts", "complaint"),
     [
         (3, b"", b"", "has 2 blocks"),
-        (0, b"\x00" * 511, b"", "511 bytes for 4096 chunks"),
-        (1, b"\x02", b"", "behind the submission's end"),
+        (0, b"\x00" * 511, b"", "511 bytes, which are not the bits of 4096 chunks"),
+        (1, b"\x02", b"", "1 bytes, which are not the bits of 1 chunks"),
         (1, b"\x00", b"\x01\x01\x01", "attempts are damaged"),
         (1, b"\x00", b"\x00\x01", "attempts are damaged"),
         (1, b"\x00", b"\x80\x80\x80", "attempts are damaged"),
@@ -152,16 +152,16 @@ def test_a_block_that_cannot_be_what_was_written_is_refused(
 ) -> None:
     engine.submission(LoadedSubmission(5, State.IN_PROGRESS, 4097, 1, False, {}))
     with pytest.raises(ValueError, match=complaint):
-        engine.block(BlockRow(5, block, done, attempts))
+        engine.load_blocks([(5, block, 0, done, attempts, 4097)])
 
 
 def test_a_block_that_comes_twice_or_for_nobody_is_refused(engine: ScriptedEngine) -> None:
     engine.submission(LoadedSubmission(5, State.IN_PROGRESS, 4097, 1, False, {}))
-    engine.block(BlockRow(5, 1, b"", b""))
+    engine.load_blocks([(5, 1, 0, b"", b"", 4097)])
     with pytest.raises(ValueError, match="comes twice"):
-        engine.block(BlockRow(5, 1, b"", b""))
+        engine.load_blocks([(5, 1, 0, b"", b"", 4097)])
     with pytest.raises(ValueError, match="no such submission"):
-        engine.block(BlockRow(6, 1, b"", b""))
+        engine.load_blocks([(6, 1, 0, b"", b"", 4097)])
 
 
 @pytest.mark.parametrize(

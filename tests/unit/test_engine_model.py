@@ -326,8 +326,7 @@ class EngineMachine(RuleBasedStateMachine):
         engine.advance(self.model.now)
         for loaded in submissions:
             engine.submission(loaded)
-        for block in blocks:
-            engine.block(block)
+        engine.load_blocks((row.submission, row.block, 0, row.done, row.attempts, 0) for row in blocks)
         for row in rows:
             engine.events(row)
         engine.batch = self.model.batch

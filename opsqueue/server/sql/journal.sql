@@ -35,9 +35,11 @@ INSERT INTO direct_inputs (submission_id, chunk_index, content) VALUES (?, ?, ?)
 INSERT OR IGNORE INTO direct_outputs (submission_id, chunk_index, content)
 SELECT id, ?2, ?3 FROM submissions WHERE id = ?1;
 
--- name: write_block
+-- The row of placeholders is repeated for as many blocks as are written at once.
+-- name: write_blocks
 INSERT OR REPLACE INTO blocks (submission_id, block, batch, done, attempts)
-SELECT id, ?2, ?3, ?4, ?5 FROM submissions WHERE id = ?1;
+SELECT column1, column2, column3, column4, column5 FROM (VALUES (?, ?, ?, ?, ?))
+WHERE EXISTS (SELECT 1 FROM submissions WHERE id = column1);
 
 -- name: delete_log
 DELETE FROM log WHERE batch <= ?;

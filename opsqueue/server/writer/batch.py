@@ -7,8 +7,9 @@ retries and crashes. Times are microseconds since the Unix epoch, ids are submis
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from opsqueue.server.requests import Insert
 
@@ -57,8 +58,7 @@ class DirectOutput:
     content: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class BlockRow:
+class BlockRow(NamedTuple):
     """4,096 chunks of a submission as they are when the batch closes.
 
     `done`: bit i (least significant first) of byte i // 8 = chunk block * 4096 + i is done; trimmed to the submission's
@@ -124,6 +124,8 @@ class Outcome:
     seconds: float = 0.0
     wal_bytes: int = 0
     checkpoint_seconds: float | None = None
+    #: Bytes of the log row as stored.
+    log_bytes: int = 0
     #: Times that the disk was told to keep what was written, since the last outcome.
     fsyncs: int = 0
     #: Completed submissions that the journal's own clean-up has forgotten since the last outcome, and all of them.
@@ -145,12 +147,18 @@ class LoadedSubmission:
     strategic_metadata: dict[str, int]
 
 
+#: submission, block, batch, done, attempts, the submission's chunks
+LoadedBlock: TypeAlias = tuple[int, int, int, bytes, bytes, int]
+
+
 class RecoverySink(Protocol):
     """Who takes what a journal loads, in this order: submissions by id, blocks, log rows by batch number."""
 
     def submission(self, loaded: LoadedSubmission) -> None: ...
 
-    def block(self, row: BlockRow) -> None: ...
+    def load_blocks(self, rows: Iterable[LoadedBlock]) -> None:
+        """Rows that make sense by themselves. Raises ValueError naming the one that does not fit what is there."""
+        ...
 
     def events(self, events: bytes) -> None: ...
 

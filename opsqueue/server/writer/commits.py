@@ -223,7 +223,7 @@ class Commits:
         batch, staged = commit.batch, commit.staged
         if batch.id_mark_ms is not None:
             self._ids.mark_stored(batch.id_mark_ms)
-        self._folding.committed(batch)
+        self._folding.committed(batch, outcome)
         self.completed -= outcome.forgotten_completed
         for ended in batch.ended:
             self.in_progress -= 1

@@ -10,6 +10,7 @@ import time
 
 import apsw
 
+from opsqueue._speedups.log_packing import pack
 from opsqueue.server.sql import queries
 from opsqueue.server.writer.batch import (
     Batch,
@@ -34,7 +35,11 @@ _END = _SQL["end"]
 _DROP_STRATEGIC = _SQL["drop_strategic"]
 _PAUSE = _SQL["pause"]
 _INSERT_DIRECT_OUTPUT = _SQL["insert_direct_output"]
-_WRITE_BLOCK = _SQL["write_block"]
+#: Statements that write several blocks, by how many.
+_WRITE_BLOCKS = {
+    count: _SQL["write_blocks"].replace("(?, ?, ?, ?, ?)", ", ".join(["(?, ?, ?, ?, ?)"] * count))
+    for count in (64, 16, 4, 1)
+}
 _DELETE_LOG = _SQL["delete_log"]
 _SET_MARK = _SQL["set_mark"]
 
@@ -53,6 +58,7 @@ class SqliteJournal:
         self._cleanup = Cleanup(self._connection, options)
         self._last_failed = False
         self._cleanup_failure = ""
+        self._log_bytes = 0
 
     def load(self, sink: RecoverySink) -> Loaded:
         """Give everything unfinished to `sink`; once, before the first batch. Raises a StartupError."""
@@ -64,6 +70,7 @@ class SqliteJournal:
     def apply(self, batch: Batch) -> Outcome:
         """Store the batch, whole or not at all; the outcome says which. Raises only for mistakes in the program."""
         begun = time.perf_counter()
+        self._log_bytes = 0
         if not self._last_failed and _is_empty(batch):
             return self._succeeded(batch, (), begun)
         try:
@@ -99,7 +106,9 @@ class SqliteJournal:
     def _write(self, batch: Batch) -> tuple[InsertOutcome, ...]:
         connection = self._connection
         if batch.events:
-            connection.execute(_LOG_ROW, (batch.number, batch.events))
+            row = pack(batch.events)
+            self._log_bytes = len(row)
+            connection.execute(_LOG_ROW, (batch.number, row))
         if batch.ended:
             self._end(batch.ended)
         if batch.cancelled:
@@ -118,10 +127,7 @@ class SqliteJournal:
                 _INSERT_DIRECT_OUTPUT, ((output.submission, output.chunk, output.content) for output in batch.outputs)
             )
         if batch.blocks:
-            connection.executemany(
-                _WRITE_BLOCK,
-                ((row.submission, row.block, batch.number, row.done, row.attempts) for row in batch.blocks),
-            )
+            self._write_blocks(batch)
         if batch.log_through is not None:
             connection.execute(_DELETE_LOG, (batch.log_through,))
         if batch.blocks or batch.log_through is not None or self._last_failed:
@@ -130,6 +136,17 @@ class SqliteJournal:
         if batch.id_mark_ms is not None:
             connection.execute(_SET_MARK, ("id_mark_ms", batch.id_mark_ms))
         return inserts
+
+    def _write_blocks(self, batch: Batch) -> None:
+        """Many in one statement: between two statements this thread may have to wait for the interpreter's lock."""
+        at = 0
+        for count, statement in _WRITE_BLOCKS.items():
+            while len(batch.blocks) - at >= count:
+                values: list[int | bytes] = []
+                for row in batch.blocks[at : at + count]:
+                    values += (row.submission, row.block, batch.number, row.done, row.attempts)
+                self._connection.execute(statement, values)
+                at += count
 
     def _end(self, ended: tuple[EndedSubmission, ...]) -> None:
         """Those that are unfinished; their strategic metadata leaves the lookup table."""
@@ -159,6 +176,7 @@ class SqliteJournal:
             number=batch.number,
             inserts=inserts,
             seconds=seconds,
+            log_bytes=self._log_bytes,
             wal_bytes=wal_bytes,
             checkpoint_seconds=checkpoint_seconds,
             fsyncs=self._checkpoints.take_fsyncs(),

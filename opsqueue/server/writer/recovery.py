@@ -6,17 +6,18 @@ What contradicts itself is refused with its table and row; nothing is guessed or
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apsw
 import msgspec
 
-from opsqueue._speedups.log_rows import mentioned
+from opsqueue._speedups.block_rows import checked
+from opsqueue._speedups.log_packing import mentioned, unpack
 from opsqueue.server.errors import DamagedDatabaseError
 from opsqueue.server.sql import queries
-from opsqueue.server.writer.batch import BlockRow, Loaded, LoadedSubmission, RecoverySink, State
-from opsqueue.server.writer.log_rows import EventKind, LogEvent, keep_events, read_varint
+from opsqueue.server.writer.batch import Loaded, LoadedBlock, LoadedSubmission, RecoverySink, State
+from opsqueue.server.writer.log_rows import EventKind, LogEvent, keep_events
 
 #: Chunks of a block.
 BLOCK_CHUNKS = 4096
@@ -93,33 +94,21 @@ class Recovery:
             yield from self._connection.execute(_ENDED, (submission,))
 
     def _blocks(self, ended: list[int]) -> None:
-        for row in self._connection.execute(_UNFINISHED_BLOCKS):
-            self._block(*row)
-        for submission in ended:
-            for row in self._connection.execute(_BLOCKS_OF, (submission,)):
-                self._block(*row)
-
-    def _block(self, submission: int, block: int, batch: int, done: bytes, attempts: bytes, chunks_total: int) -> None:
-        at = f"table blocks, row ({submission}, {block})"
-        chunks = min(BLOCK_CHUNKS, chunks_total - block * BLOCK_CHUNKS)
-        if block < 0 or chunks <= 0:
-            raise self._damaged(f"{at}: the submission has {chunks_total} chunks")
-        if done and len(done) != (chunks + 7) // 8:
-            raise self._damaged(f"{at}: {len(done)} bytes for {chunks} chunks")
-        if done and chunks % 8 and done[-1] >> chunks % 8:
-            raise self._damaged(f"{at}: chunks behind the last one are done")
         try:
-            _check_attempts(attempts, chunks)
-            self._sink.block(BlockRow(submission, block, done, attempts))
+            self._load(self._connection.execute(_UNFINISHED_BLOCKS))
+            for submission in ended:
+                self._load(self._connection.execute(_BLOCKS_OF, (submission,)))
         except ValueError as error:
-            raise self._damaged(f"{at}: {error}") from error
-        if attempts:
-            self._attempts_as_of[submission, block] = batch
+            raise self._damaged(f"table blocks, {error}") from error
+
+    def _load(self, rows: Iterable[LoadedBlock]) -> None:
+        self._sink.load_blocks(checked(rows, self._attempts_as_of))
 
     def _events(self) -> None:
         newest_block = max(self._attempts_as_of.values(), default=-1)
         for batch, events in self._connection.execute(_LOG):
             try:
+                events = unpack(events)
                 if batch <= newest_block:
                     events = self._without_counted(batch, events)
                 if events:
@@ -146,13 +135,3 @@ class Recovery:
 
     def _damaged(self, what: str) -> DamagedDatabaseError:
         return DamagedDatabaseError(path=self._path, what=what)
-
-
-def _check_attempts(attempts: bytes, chunks: int) -> None:
-    at = 0
-    while at < len(attempts):
-        offset, at = read_varint(attempts, at)
-        _, at = read_varint(attempts, at)
-        _, at = read_varint(attempts, at)
-        if offset >= chunks:
-            raise ValueError(f"attempts of chunk {offset}, the block has {chunks}")
