@@ -106,7 +106,7 @@ def test_a_row_of_random_completions_takes_half_its_entries_room() -> None:
     chosen = random.Random(7)
     submissions = [1_790_000_000_000 + number << 20 for number in range(10_000)]
     entries = [
-        LogEvent(EventKind.COMPLETION, chosen.choice(submissions), chosen.randrange(100_000)) for _ in range(2_000)
+        LogEvent(EventKind.COMPLETION, chosen.choice(submissions), chosen.randrange(100_000)) for _ in range(20_000)
     ]
     row = encode_events(entries)
     assert len(pack(row)) < len(row) / 2
