@@ -36,7 +36,7 @@ from opsqueue._speedups.records cimport (
 cdef enum:
     STRATEGY_DEPTH = 8            # as opsqueue.protocol.strategy.MAX_DEPTH
     META_KEY_BYTES = 256          # as opsqueue.protocol.strategy.MAX_META_KEY_BYTES
-    STRATEGY_BYTES = 2080         # the longest canonical strategy: 8 * (3 + 256) + 1
+    STRATEGY_BYTES = 4096         # as opsqueue.protocol.strategy.MAX_CANONICAL_BYTES
 
 
 cdef enum CreditMessage:      # beside the RecordKinds: messages about credits, which the front-end answers for

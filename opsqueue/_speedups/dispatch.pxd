@@ -14,10 +14,17 @@ cdef struct Waiter:           # a parked reserve request, or a credit
     uint32_t max              # of a credit: what is left of it
     int strategy
     bint is_credit            # stays until it is withdrawn; not queued while nothing is left of it
-    uint32_t previous         # in the front-end's queue, by arrival; NO_WAITER at the ends
+    uint32_t previous         # in its line, by arrival; NO_WAITER at the ends
     uint32_t next
     uint32_t holder_previous  # among the holder's own
     uint32_t holder_next
+
+
+cdef struct Line:             # of one front-end's waiters with one strategy
+    uint32_t first            # oldest; NO_WAITER: nobody waits
+    uint32_t last
+    uint32_t awake            # its place among the awake, from 1; 0: asleep, its first waiter has been told no
+    uint32_t general          # its place among the lines that any chunk may concern, from 1; 0: not one of them
 
 
 cdef struct HolderSlot:       # a connection, by its dense slot in its front-end
@@ -26,8 +33,6 @@ cdef struct HolderSlot:       # a connection, by its dense slot in its front-end
 
 
 cdef struct Frontend:
-    uint32_t first_waiter     # oldest
-    uint32_t last_waiter
     HolderSlot *holders
     uint32_t holder_capacity
     uint32_t incarnation      # raised when the front-end restarts
@@ -46,6 +51,15 @@ cdef class Dispatch:
     cdef uint32_t free_waiter
     cdef readonly uint32_t parked
     cdef uint64_t arrivals
+    # lines, by strategy and front-end
+    cdef Line *lines
+    cdef uint32_t line_count
+    cdef uint32_t *awake_lines                # a heap by their first waiter's arrival
+    cdef uint32_t awake_count
+    cdef uint32_t *general_lines              # those with waiters whose strategy selects no value
+    cdef uint32_t general_count
+    cdef dict selecting                       # (key, value) to the strategies with waiters that select it
+    cdef uint64_t seen_epoch                  # of the engine's orders
     cdef uint32_t chunks_reported             # by the reports of this turn, beside one a record
     cdef uint32_t unpublished                 # chunks in replies that the front-ends cannot see yet
     cdef bint more_waiters                    # the last look at them ended at its bound, and had served some
@@ -71,11 +85,19 @@ cdef class Dispatch:
     cdef bint has_room(self, uint32_t index) noexcept
     cdef HolderSlot *holder_slot(self, uint64_t holder) except NULL
     cdef int park(self, uint64_t holder, uint64_t nonce, uint32_t max, int strategy, bint is_credit) except -1
-    cdef void queue(self, uint32_t waiter) noexcept
-    cdef void unqueue(self, uint32_t waiter) noexcept
-    cdef void unpark(self, uint32_t waiter) noexcept
+    cdef void queue(self, uint32_t waiter)
+    cdef void unqueue(self, uint32_t waiter)
+    cdef uint32_t line_of(self, Waiter *waiter) except 0xFFFFFFFF
+    cdef void opened(self, uint32_t line)
+    cdef void closed(self, uint32_t line)
+    cdef void wake(self, uint32_t line) noexcept
+    cdef void sleep(self, uint32_t line) noexcept
+    cdef void settle(self, uint32_t place) noexcept
+    cdef void wake_strategy(self, int strategy) noexcept
+    cdef void wake_concerned(self)
+    cdef void unpark(self, uint32_t waiter)
     cdef uint32_t find_credit(self, uint64_t holder, uint64_t nonce) noexcept
-    cdef void close(self, uint64_t holder, bint lost) noexcept
+    cdef void close(self, uint64_t holder, bint lost)
     cdef void forget_frontend(self, uint32_t index)
     cdef void serve_waiters(self)
     cdef bint send_notices(self) noexcept

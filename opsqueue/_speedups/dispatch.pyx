@@ -10,6 +10,7 @@ from libc.string cimport memcpy, memset
 
 from collections import deque
 
+from opsqueue._speedups.bits cimport must
 from opsqueue._speedups.board cimport Board
 from opsqueue._speedups.counters cimport (
     HISTOGRAM_COMPLETE_MESSAGE,
@@ -111,9 +112,8 @@ cdef class Dispatch:
         self.reserved = <ReservedChunk *>calloc(MAX_CHUNKS, sizeof(ReservedChunk))
         if self.frontends == NULL or self.reserved == NULL:
             raise MemoryError("no memory for the dispatch tables")
-        for index in range(self.frontend_count):
-            self.frontends[index].first_waiter = self.frontends[index].last_waiter = NO_WAITER
         self.free_waiter = NO_WAITER
+        self.selecting = {}
         self.on_request = on_request
         self.on_output = on_output
         self.overflow = [deque() for _ in self.endpoints]
@@ -127,6 +127,9 @@ cdef class Dispatch:
                 free(self.frontends[index].holders)
         free(self.frontends)
         free(self.waiters)
+        free(self.lines)
+        free(self.awake_lines)
+        free(self.general_lines)
         free(self.reserved)
 
     # --- one turn of the loop ---
@@ -150,7 +153,7 @@ cdef class Dispatch:
             # First: a holder that has lost a chunk may be given the same one again below, and must hear of it in this order.
             self.send_notices()
         self.more_waiters = False
-        if self.parked and self.engine.available:
+        if self.parked:
             self.serve_waiters()
         self.publish()
 
@@ -307,11 +310,12 @@ cdef class Dispatch:
         if strategy < 0:
             self.refuse(endpoint, holder, record.nonce, 0)
             return
-        if self.parked and self.engine.available:
+        if self.parked:
             self.serve_waiters()  # who came first is served first
-        if not self.has_room(<uint32_t>(holder >> FRONTEND_SHIFT)) or not self.answer(
-            endpoint, holder, record.nonce, record.max, strategy, 0
-        ):
+        if not self.has_room(<uint32_t>(holder >> FRONTEND_SHIFT)):
+            self.park(holder, record.nonce, record.max, strategy, False)
+            self.wake_strategy(strategy)
+        elif not self.answer(endpoint, holder, record.nonce, record.max, strategy, 0):
             self.park(holder, record.nonce, record.max, strategy, False)
 
     cdef void refuse(self, Endpoint endpoint, uint64_t holder, uint64_t nonce, uint32_t flags):
@@ -319,7 +323,7 @@ cdef class Dispatch:
         cdef RefusedRecord *refused
         cdef uint8_t *at
         cdef const char *text
-        reason = (<str>self.engine.refusal).encode()[:1024]
+        reason = (<str>self.engine.orders.refusal).encode()[:1024]
         at = endpoint.outgoing.reserve(REC_REFUSED, <uint32_t>(sizeof(RefusedRecord) + len(reason)))
         refused = <RefusedRecord *>at
         refused.connection = holder & CONNECTION_MASK
@@ -342,6 +346,7 @@ cdef class Dispatch:
                 self.refuse(endpoint, holder, record.nonce, RESERVED_ON_CREDIT)
                 return
             self.park(holder, record.nonce, record.chunks, strategy, True)
+            self.wake_strategy(strategy)
         else:
             at = self.find_credit(holder, record.nonce)
             if at == NO_WAITER:
@@ -349,6 +354,7 @@ cdef class Dispatch:
             if record.action == CREDIT_ADD:
                 if record.chunks and self.waiters[at].max == 0:
                     self.queue(at)
+                    self.wake_strategy(self.waiters[at].strategy)
                 self.waiters[at].max += record.chunks
             elif record.action == CREDIT_WITHDRAW:
                 withdrawn = <WithdrawnRecord *>endpoint.outgoing.reserve(REC_WITHDRAWN, sizeof(WithdrawnRecord))
@@ -358,7 +364,7 @@ cdef class Dispatch:
                 withdrawn._reserved = 0
                 self.counters[<int>RECORDS_SENT] += 1
                 self.unpark(at)
-        if self.parked and self.engine.available:
+        if self.parked:
             self.serve_waiters()
 
     cdef bint handle_report(self, uint64_t holder, ReportRecord *record, uint32_t size):
@@ -491,6 +497,7 @@ cdef class Dispatch:
         waiter.max = max
         waiter.strategy = strategy
         waiter.is_credit = is_credit
+        self.engine.orders.hold(strategy, 1)
         if max or not is_credit:
             self.queue(at)
         waiter.holder_previous = NO_WAITER
@@ -500,35 +507,158 @@ cdef class Dispatch:
         slot.first_waiter = at
         return 0
 
-    cdef void queue(self, uint32_t at) noexcept:
-        """To the end: whoever has come before is served before."""
+    cdef void queue(self, uint32_t at):
+        """To the end of its line: whoever has come before is served before."""
         cdef Waiter *waiter = &self.waiters[at]
-        cdef Frontend *frontend = &self.frontends[waiter.holder >> FRONTEND_SHIFT]
+        cdef uint32_t number = self.line_of(waiter)
+        cdef Line *line = &self.lines[number]
         waiter.arrival = self.arrivals
         self.arrivals += 1
-        waiter.previous = frontend.last_waiter
+        waiter.previous = line.last
         waiter.next = NO_WAITER
-        if frontend.last_waiter == NO_WAITER:
-            frontend.first_waiter = at
+        if line.last == NO_WAITER:
+            line.first = line.last = at
+            self.opened(number)
         else:
-            self.waiters[frontend.last_waiter].next = at
-        frontend.last_waiter = at
+            self.waiters[line.last].next = at
+            line.last = at
         self.parked += 1
         self.counters[<int>REQUESTS_PARKED] = self.parked
 
-    cdef void unqueue(self, uint32_t at) noexcept:
+    cdef void unqueue(self, uint32_t at):
         cdef Waiter *waiter = &self.waiters[at]
-        cdef Frontend *frontend = &self.frontends[waiter.holder >> FRONTEND_SHIFT]
-        if waiter.previous == NO_WAITER:
-            frontend.first_waiter = waiter.next
-        else:
-            self.waiters[waiter.previous].next = waiter.next
+        cdef uint32_t number = self.line_of(waiter)
+        cdef Line *line = &self.lines[number]
         if waiter.next == NO_WAITER:
-            frontend.last_waiter = waiter.previous
+            line.last = waiter.previous
         else:
             self.waiters[waiter.next].previous = waiter.previous
+        if waiter.previous != NO_WAITER:
+            self.waiters[waiter.previous].next = waiter.next
+        else:
+            line.first = waiter.next
+            if line.first == NO_WAITER:
+                self.closed(number)
+            elif line.awake:
+                self.settle(line.awake)
         self.parked -= 1
         self.counters[<int>REQUESTS_PARKED] = self.parked
+
+    # --- lines: the waiters that get the same answer at the same time ---
+
+    cdef uint32_t line_of(self, Waiter *waiter) except 0xFFFFFFFF:
+        cdef uint32_t number = <uint32_t>waiter.strategy * self.frontend_count + <uint32_t>(waiter.holder >> FRONTEND_SHIFT)
+        cdef uint32_t count = self.line_count if self.line_count else 64
+        cdef uint32_t at
+        if number < self.line_count:
+            return number
+        while count <= number:
+            count *= 2
+        self.lines = <Line *>must(realloc(self.lines, count * sizeof(Line)))
+        self.awake_lines = <uint32_t *>must(realloc(self.awake_lines, (count + 1) * sizeof(uint32_t)))
+        self.general_lines = <uint32_t *>must(realloc(self.general_lines, (count + 1) * sizeof(uint32_t)))
+        for at in range(self.line_count, count):
+            self.lines[at] = Line(NO_WAITER, NO_WAITER, 0, 0)
+        self.line_count = count
+        return number
+
+    cdef void opened(self, uint32_t number):
+        """Somebody waits in it now: note which chunks it is about."""
+        cdef int strategy = <int>(number // self.frontend_count)
+        selections = self.engine.orders.selections(strategy)
+        if selections is None:
+            self.general_count += 1
+            self.general_lines[self.general_count] = number
+            self.lines[number].general = self.general_count
+            return
+        for selection in selections:
+            self.selecting.setdefault(selection, {})[number] = None
+
+    cdef void closed(self, uint32_t number):
+        """Nobody waits in it any more."""
+        cdef uint32_t place = self.lines[number].general
+        cdef uint32_t moved
+        self.sleep(number)
+        if place:
+            moved = self.general_lines[self.general_count]
+            self.general_lines[place] = moved
+            self.lines[moved].general = place
+            self.lines[number].general = 0
+            self.general_count -= 1
+            return
+        for selection in self.engine.orders.selections(<int>(number // self.frontend_count)):
+            waiting = self.selecting[selection]
+            waiting.pop(number, None)
+            if not waiting:
+                del self.selecting[selection]
+
+    cdef void settle(self, uint32_t place) noexcept:
+        """Move a line of the heap to where its first waiter's arrival says."""
+        cdef uint32_t *heap = self.awake_lines
+        cdef uint32_t number = heap[place]
+        cdef uint64_t arrival = self.waiters[self.lines[number].first].arrival
+        cdef uint32_t child
+        while place > 1 and self.waiters[self.lines[heap[place >> 1]].first].arrival > arrival:
+            heap[place] = heap[place >> 1]
+            self.lines[heap[place]].awake = place
+            place >>= 1
+        while place * 2 <= self.awake_count:
+            child = place * 2
+            if child < self.awake_count and (
+                self.waiters[self.lines[heap[child + 1]].first].arrival < self.waiters[self.lines[heap[child]].first].arrival
+            ):
+                child += 1
+            if self.waiters[self.lines[heap[child]].first].arrival >= arrival:
+                break
+            heap[place] = heap[child]
+            self.lines[heap[place]].awake = place
+            place = child
+        heap[place] = number
+        self.lines[number].awake = place
+
+    cdef void wake(self, uint32_t number) noexcept:
+        if self.lines[number].awake or self.lines[number].first == NO_WAITER:
+            return
+        self.awake_count += 1
+        self.awake_lines[self.awake_count] = number
+        self.settle(self.awake_count)
+
+    cdef void sleep(self, uint32_t number) noexcept:
+        cdef uint32_t place = self.lines[number].awake
+        cdef uint32_t last
+        if place == 0:
+            return
+        self.lines[number].awake = 0
+        last = self.awake_lines[self.awake_count]
+        self.awake_count -= 1
+        if last != number:
+            self.awake_lines[place] = last
+            self.settle(place)
+
+    cdef void wake_strategy(self, int strategy) noexcept:
+        cdef uint32_t index
+        for index in range(self.frontend_count):
+            if <uint32_t>strategy * self.frontend_count + index < self.line_count:
+                self.wake(<uint32_t>strategy * self.frontend_count + index)
+
+    cdef void wake_concerned(self):
+        """The lines that what has happened since the last call may concern."""
+        cdef uint32_t place
+        cdef list found
+        if self.seen_epoch == self.engine.orders.epoch:
+            return
+        self.seen_epoch = self.engine.orders.epoch
+        for place in range(1, self.general_count + 1):
+            self.wake(self.general_lines[place])
+        if not self.selecting:
+            self.engine.orders.take_woken([])
+            return
+        found = []
+        if self.engine.orders.take_woken(found):
+            found = list(self.selecting)
+        for selection in found:
+            for number in self.selecting.get(selection, ()):
+                self.wake(number)
 
     cdef uint32_t find_credit(self, uint64_t holder, uint64_t nonce) noexcept:
         cdef uint32_t at = self.holder_slot(holder).first_waiter
@@ -536,11 +666,12 @@ cdef class Dispatch:
             at = self.waiters[at].holder_next
         return at
 
-    cdef void unpark(self, uint32_t at) noexcept:
+    cdef void unpark(self, uint32_t at):
         cdef Waiter *waiter = &self.waiters[at]
         cdef Frontend *frontend = &self.frontends[waiter.holder >> FRONTEND_SHIFT]
         if waiter.max or not waiter.is_credit:
             self.unqueue(at)
+        self.engine.orders.hold(waiter.strategy, -1)
         if waiter.holder_previous == NO_WAITER:
             frontend.holders[<uint32_t>waiter.holder].first_waiter = waiter.holder_next
         else:
@@ -551,38 +682,28 @@ cdef class Dispatch:
         self.free_waiter = at
 
     cdef void serve_waiters(self):
-        """Oldest first over all front-ends that have room. Who cannot be served now (his index is being built) is passed over."""
-        cdef uint32_t index, best_index, at
+        """Oldest first over all lines that may get something and whose front-end has room.
+
+        A line whose first waiter gets nothing sleeps until a chunk comes that may concern it.
+        """
+        cdef uint32_t number, at, given
         cdef uint32_t looked = 0
-        cdef uint32_t served = 0
-        cdef uint32_t given
-        cdef uint32_t *cursors = <uint32_t *>calloc(self.frontend_count, sizeof(uint32_t))
+        cdef uint32_t index
         cdef Waiter *waiter
-        cdef Waiter *candidate
-        if cursors == NULL:
-            raise MemoryError("no memory to serve parked requests")
-        for index in range(self.frontend_count):
-            cursors[index] = self.frontends[index].first_waiter
-        while self.engine.available and looked < WAITERS_A_TURN:
-            waiter = NULL
-            best_index = 0
-            for index in range(self.frontend_count):
-                at = cursors[index]
-                if at == NO_WAITER:
-                    continue
-                candidate = &self.waiters[at]
-                if (waiter == NULL or candidate.arrival < waiter.arrival) and self.has_room(index):
-                    waiter = candidate
-                    best_index = index
-            if waiter == NULL:
-                break
+        cdef list full = []
+        self.wake_concerned()
+        while self.awake_count and looked < WAITERS_A_TURN:
+            number = self.awake_lines[1]
+            index = number % self.frontend_count
             looked += 1
-            at = cursors[best_index]
-            cursors[best_index] = waiter.next
-            if not self.engine.strategy_ready(waiter.strategy):
+            if not self.has_room(index):
+                self.sleep(number)
+                full.append(number)
                 continue
+            at = self.lines[number].first
+            waiter = &self.waiters[at]
             given = self.answer(
-                <Endpoint>self.endpoints[best_index],
+                <Endpoint>self.endpoints[index],
                 waiter.holder,
                 waiter.nonce,
                 min(waiter.max, <uint32_t>CREDIT_SLICE) if waiter.is_credit else waiter.max,
@@ -590,8 +711,8 @@ cdef class Dispatch:
                 RESERVED_ON_CREDIT if waiter.is_credit else 0,
             )
             if given == 0:
+                self.sleep(number)
                 continue
-            served += 1
             if not waiter.is_credit:
                 self.unpark(at)
                 continue
@@ -599,14 +720,14 @@ cdef class Dispatch:
             waiter.max -= given
             if waiter.max:
                 self.queue(at)  # behind whoever waits now
-                if cursors[best_index] == NO_WAITER:
-                    cursors[best_index] = at
-        self.more_waiters = looked == WAITERS_A_TURN and served > 0
-        free(cursors)
+                self.wake(number)
+        self.more_waiters = looked == WAITERS_A_TURN and self.awake_count > 0
+        for number in full:
+            self.wake(number)
 
     # --- connections and front-ends that end ---
 
-    cdef void close(self, uint64_t holder, bint lost) noexcept:
+    cdef void close(self, uint64_t holder, bint lost):
         cdef HolderSlot *slot = self.holder_slot(holder)
         if slot.holder != holder:
             return

@@ -7,13 +7,11 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from opsqueue._speedups.dirty cimport Dirty
 from opsqueue._speedups.eventlog cimport EventLog
-from opsqueue._speedups.ranking cimport Ranking
+from opsqueue._speedups.orders cimport Orders
 from opsqueue._speedups.records cimport DroppedRecord, ReservedChunk
 from opsqueue._speedups.reservations cimport Reservation, Reservations
 from opsqueue._speedups.slotmap cimport SlotMap
 from opsqueue._speedups.submission cimport Submission
-from opsqueue._speedups.tree cimport Nodes
-from opsqueue._speedups.values cimport Values
 from opsqueue._speedups.watching cimport Watching
 from opsqueue._speedups.wheel cimport Wheel
 
@@ -34,11 +32,6 @@ cdef struct HolderTable:      # of one front-end
     uint32_t capacity
 
 
-cdef struct Strategy:         # by handle; 0, 1, 2 are Oldest, Newest, Random
-    Ranking *ranking          # NULL: plain, or its index has been dropped
-    uint64_t used_ms          # when it was last asked for
-
-
 cdef class Engine:
     # settings
     cdef readonly uint64_t reservation_ms
@@ -51,9 +44,6 @@ cdef class Engine:
     cdef uint64_t *counters                    # SLOT_COUNTERS of them (counters.pxd), the board's or its own
     cdef uint64_t *own_counters
     cdef object board                          # keeps the shared counters mapped
-    # totals
-    cdef readonly uint64_t available           # chunks that could be reserved now
-    cdef readonly uint64_t availability_epoch  # raised whenever a chunk becomes available
     # notices to holders, for the caller to send and clear (connection = holder)
     cdef DroppedRecord *notices
     cdef public uint32_t notice_count
@@ -71,23 +61,7 @@ cdef class Engine:
     cdef Reservations reservations
     cdef Wheel wheel
     cdef uint64_t workings                     # numbers the WorkingOn messages
-    # order
-    cdef Nodes plain
-    cdef uint32_t plain_root                   # submissions with available chunks by id, weighted by those
-    cdef Values values
-    cdef dict key_numbers                      # metadata key to number
-    cdef list key_records                      # by number: [key, how many groups and strategies use it]
-    cdef list free_keys
-    cdef Strategy *strategies
-    cdef uint32_t strategy_count
-    cdef uint32_t strategy_capacity
-    cdef dict strategy_handles                 # canonical bytes to handle
-    cdef list strategy_bytes                   # by handle
-    cdef int last_strategy                     # most requests repeat it
-    cdef uint32_t live[64]                     # handles of the strategies whose index is kept
-    cdef readonly uint32_t ranking_count       # how many those are
-    cdef readonly uint32_t building            # of them, not yet complete
-    cdef readonly str refusal                  # why `strategy` said -1
+    cdef Orders orders
     cdef uint64_t random
     # for the journal
     cdef EventLog log
@@ -145,13 +119,6 @@ cdef class Engine:
     cdef bint add_retry(self, Submission *s, uint64_t chunk) noexcept
     cdef void doom(self, Submission *s, uint64_t chunk) noexcept
     cdef void notice(self, uint64_t holder, Submission *s, uint64_t chunk, uint32_t reason) noexcept
-    # order
-    cdef uint32_t key_number(self, str key)
-    cdef void key_dropped(self, uint32_t key) noexcept
-    cdef int new_strategy(self, bytes canonical) except -2
-    cdef Ranking *ranking_for(self, int strategy)
-    cdef void drop_ranking(self, uint32_t strategy) noexcept
-    cdef bint build(self, uint64_t until_ns) noexcept
     # journal
     cdef void event(self, uint32_t kind, Submission *s, uint64_t chunk) noexcept
     cdef tuple block_row(self, Submission *s, uint32_t block)

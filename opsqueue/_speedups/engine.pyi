@@ -17,12 +17,10 @@ class Engine:
     now_ms: int
     batch: int
     available: int
-    availability_epoch: int
     notice_count: int
     submission_count: int
     promised: int
     ranking_count: int
-    building: int
     refusal: str
     def __init__(
         self,

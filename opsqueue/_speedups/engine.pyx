@@ -24,9 +24,8 @@ from opsqueue._speedups.dirty cimport dirty_close, dirty_first, dirty_forget, di
 from opsqueue._speedups.eventlog cimport (
     EVENT_COMPLETION, EVENT_CRASH, EVENT_RETRY, Event, event_add, event_read, get_varint, put_varint,
 )
-from opsqueue._speedups.ranking cimport (
-    LEAF_NEWEST, LEAF_OLDEST, LEAF_RANDOM, Ranking, ranking_close, ranking_open, ranking_pick, ranking_sync,
-)
+from opsqueue._speedups.orders cimport Orders
+from opsqueue._speedups.ranking cimport LEAF_NEWEST, LEAF_RANDOM
 from opsqueue._speedups.records cimport (
     CHUNK_IS_DIRECT, DROP_CANCELLED, DROP_COMPLETED, DROP_EXPIRED, DROP_FAILED, FEATURE_CLEAN_CLOSE,
     FEATURE_DROPPED, DroppedRecord, ReservedChunk,
@@ -42,26 +41,13 @@ from opsqueue._speedups.submission cimport (
     attempt_made, attempt_of, available_chunk, block_done, block_length, block_load, block_place, chunk_is_done,
     finish_chunk, give_chunk_back, submission_free_blocks, submission_open, take_chunk,
 )
-from opsqueue._speedups.tree cimport (
-    nodes_close, nodes_open, tree_first, tree_insert, tree_last, tree_pick, tree_remove, tree_weigh,
-)
-from opsqueue._speedups.values cimport value_drop, value_take, values_close, values_open
 from opsqueue._speedups.watching cimport watching_close, watching_note
 from opsqueue._speedups.wheel cimport wheel_clear, wheel_close, wheel_hold, wheel_next_ms, wheel_open, wheel_pop, wheel_set
 
-from opsqueue.protocol.errors import StrategyError
-from opsqueue.protocol.strategy import Newest, Oldest, PreferDistinct, from_canonical
-
 cdef enum:
-    OLDEST = 0                    # handles of the plain strategies
-    NEWEST = 1
-    RANDOM = 2
-    FIRST_RANKED = 3
-    MAX_RANKINGS = 64             # indexes kept; clients choose the keys
-    MAX_STRATEGIES = 65536        # different ones in a process's life
-    BUILD_AT_ONCE = 20000         # submissions; an index over more is built in slices
     AT_ONCE = 1024                # reservations dropped or blocks freed without making a job of it
     TIMERS_A_TURN = 4096          # fired by one `advance`
+    STARVED_MS = 50               # until a request whose index cannot be built now is looked at again
     CLOCK_EVERY = 128             # steps of a sliced job between two looks at the clock
     MAX_HOLDER_SLOTS = 1 << 22
     MAX_TEXT = 65536              # bytes of a failure's text that are kept (WIRE section 3)
@@ -126,20 +112,10 @@ cdef class Engine:
         slotmap_open(&self.by_id)
         reservations_open(&self.reservations)
         wheel_open(&self.wheel)
-        nodes_open(&self.plain, mixed(self.random + 1))
+        self.orders = Orders(self.random)
         dirty_open(&self.dirty, mixed(self.random + 2))
-        values_open(&self.values)
         self.free_submission = NO_SLOT
         self.drop_jobs = self.free_jobs = NO_SLOT
-        self.key_numbers = {}
-        self.key_records = []
-        self.free_keys = []
-        self.strategy_capacity = 16
-        self.strategies = <Strategy *>must(calloc(self.strategy_capacity, sizeof(Strategy)))
-        self.strategy_count = FIRST_RANKED
-        self.strategy_bytes = [b"O", b"N", b"R"]
-        self.strategy_handles = {b"O": OLDEST, b"N": NEWEST, b"R": RANDOM}
-        self.refusal = ""
         self.ended = []
         self.returned = []
         self.recovered_ended = []
@@ -154,18 +130,12 @@ cdef class Engine:
                 free(s.values)
                 free(s)
         free(self.submissions)
-        for at in range(self.ranking_count):
-            ranking_close(self.strategies[self.live[at]].ranking)
-            free(self.strategies[self.live[at]].ranking)
-        free(self.strategies)
         for at in range(256):
             free(self.holders[at].at)
         slotmap_close(&self.by_id)
         reservations_close(&self.reservations)
         wheel_close(&self.wheel)
-        nodes_close(&self.plain)
         dirty_close(&self.dirty)
-        values_close(&self.values)
         watching_close(&self.watching)
         free(self.notices)
         free(self.log.at)
@@ -207,9 +177,7 @@ cdef class Engine:
                            bint direct, int state) except NULL:
         """A new submission, not yet in any order."""
         cdef Submission *s
-        cdef uint32_t slot, capacity, number
-        cdef int64_t value
-        cdef bint is_new = False
+        cdef uint32_t slot, capacity
         if self.find(submission) != NULL:
             raise ValueError(f"submission {submission} is there already")
         if not 0 < chunks_total <= <uint64_t>MAX_CHUNKS:
@@ -227,15 +195,7 @@ cdef class Engine:
         s.direct = direct
         s.state = <uint8_t>state
         s.added_ms = self.now_ms
-        if metadata:
-            s.values = <uint32_t *>must(malloc(len(metadata) * sizeof(uint32_t)))
-            for key, amount in metadata.items():
-                number = self.key_number(key)
-                value = amount
-                s.values[s.value_count] = value_take(&self.values, number, value, &is_new)
-                if not is_new:
-                    self.key_dropped(number)
-                s.value_count += 1
+        self.orders.enter(s, metadata)
         if self.free_submission != NO_SLOT:
             slot = self.free_submission
             self.free_submission = <uint32_t>(<size_t>self.submissions[slot] >> 1)
@@ -250,8 +210,11 @@ cdef class Engine:
             self.submissions_end += 1
         self.submissions[slot] = s
         s.slot = slot
+        self.orders.submissions = self.submissions
+        self.orders.submissions_end = self.submissions_end
         slotmap_add(&self.by_id, id_hash(submission), slot)
         self.submission_count += 1
+        self.orders.submission_count = self.submission_count
         if not over(s):
             self.promised += promise(s)
             self.counters[<int>MEMORY_PROMISED] = self.promised
@@ -368,8 +331,7 @@ cdef class Engine:
         take_off(self.counters, CHUNKS_BACKLOG, left)
         take_off(self.counters, OPERATIONS_BACKLOG, left * <uint64_t>s.chunk_size)
         take_off(self.counters, CHUNKS_RESERVED, s.held)
-        for at in range(s.value_count):
-            self.values.at[s.values[at]].in_flight -= s.held
+        self.orders.in_flight(s, -<int>s.held)
         s.held = 0
         self.touch(s)
         if state != STATE_CANCELLED:
@@ -408,16 +370,10 @@ cdef class Engine:
                 self.leave(s)
 
     cdef void leave(self, Submission *s) noexcept:
-        cdef uint32_t at, key
         slotmap_remove(&self.by_id, id_hash(s.id), s.slot)
         self.submission_count -= 1
-        for at in range(s.value_count):
-            key = self.values.at[s.values[at]].key
-            if value_drop(&self.values, s.values[at]):
-                self.key_dropped(key)
-        free(s.values)
-        s.values = NULL
-        s.value_count = 0
+        self.orders.submission_count = self.submission_count
+        self.orders.leave(s)
         if submission_free_blocks(s, AT_ONCE):
             self.free_slot(s)
         else:
@@ -436,209 +392,59 @@ cdef class Engine:
     cdef void touch(self, Submission *s) noexcept:
         """Its available chunks or the counts of its values may have changed: every index takes note."""
         cdef uint64_t available = 0
-        cdef uint32_t at
         if s.state == STATE_IN_PROGRESS and not s.cancelling:
             available = s.chunks_total - s.unavailable
-        if available != s.indexed:
-            if available > s.indexed:
-                self.availability_epoch += 1
-            self.available += available - s.indexed
-            s.indexed = available
-            if available == 0:
-                tree_remove(&self.plain, &self.plain_root, s.node)
-                s.node = 0
-            elif s.node:
-                tree_weigh(&self.plain, s.node, available)
-            else:
-                s.node = tree_insert(&self.plain, &self.plain_root, s.id, 0, available, s.slot)
-        for at in range(self.ranking_count):
-            ranking_sync(self.strategies[self.live[at]].ranking, &self.values, s, available)
+        self.orders.sync(s, available)
 
     cdef void in_flight(self, Submission *s, int change) noexcept:
         """Its held chunks changed in number; `touch` must follow."""
-        cdef uint32_t at
         s.held += change
         add(self.counters, CHUNKS_RESERVED, <uint64_t><int64_t>change)
-        for at in range(s.value_count):
-            self.values.at[s.values[at]].in_flight += <uint64_t><int64_t>change
+        self.orders.in_flight(s, change)
 
-    cdef uint32_t key_number(self, str key):
-        """A metadata key's number, with one more reference."""
-        cdef list record
-        number = self.key_numbers.get(key)
-        if number is None:
-            if self.free_keys:
-                number = self.free_keys.pop()
-                self.key_records[number] = [key, 0]
-            else:
-                number = len(self.key_records)
-                self.key_records.append([key, 0])
-            self.key_numbers[key] = number
-        record = self.key_records[number]
-        record[1] += 1
-        return number
+    @property
+    def available(self) -> int:
+        return self.orders.available
 
-    cdef void key_dropped(self, uint32_t key) noexcept:
-        """One reference less; a key without any is forgotten, as clients choose the names."""
-        cdef list record = self.key_records[key]
-        record[1] -= 1
-        if record[1] == 0:
-            del self.key_numbers[record[0]]
-            self.key_records[key] = None
-            self.free_keys.append(key)
+    @property
+    def ranking_count(self) -> int:
+        return self.orders.ranking_count
+
+    @property
+    def refusal(self) -> str:
+        return self.orders.refusal
 
     cdef int strategy(self, const uint8_t *canonical, uint32_t size) noexcept:
-        cdef bytes wanted
-        cdef bytes last
-        if size == 1:
-            if canonical[0] == c"O":
-                return OLDEST
-            if canonical[0] == c"N":
-                return NEWEST
-            if canonical[0] == c"R":
-                return RANDOM
-        last = self.strategy_bytes[self.last_strategy]
-        if <uint32_t>len(last) == size and memcmp(<const char *>last, canonical, size) == 0:
-            return self.last_strategy
-        wanted = canonical[:size]
-        handle = self.strategy_handles.get(wanted)
-        if handle is None:
-            try:
-                handle = self.new_strategy(wanted)
-            except StrategyError as error:
-                self.refusal = str(error)
-                return -1
-            if handle < 0:
-                return -1
-        self.last_strategy = handle
-        return handle
-
-    cdef int new_strategy(self, bytes canonical) except -2:
-        cdef uint32_t capacity
-        cdef int handle
-        from_canonical(canonical)
-        if self.strategy_count == MAX_STRATEGIES:
-            self.refusal = f"consumers have asked for {MAX_STRATEGIES} different strategies already"
-            return -1
-        if self.strategy_count == self.strategy_capacity:
-            capacity = self.strategy_capacity * 2
-            self.strategies = <Strategy *>must(realloc(self.strategies, capacity * sizeof(Strategy)))
-            memset(self.strategies + self.strategy_capacity, 0, self.strategy_capacity * sizeof(Strategy))
-            self.strategy_capacity = capacity
-        handle = <int>self.strategy_count
-        self.strategy_count += 1
-        self.strategy_bytes.append(canonical)
-        self.strategy_handles[canonical] = handle
-        return handle
+        self.orders.now_ms = self.now_ms
+        return self.orders.strategy(canonical, size)
 
     cdef bint strategy_ready(self, int strategy) noexcept:
-        return strategy < FIRST_RANKED or self.ranking_for(strategy).ready
-
-    cdef Ranking *ranking_for(self, int strategy):
-        """The index of a strategy; its building has begun, at least."""
-        cdef Strategy *entry = &self.strategies[strategy]
-        cdef uint32_t at, idle
-        entry.used_ms = self.now_ms
-        if entry.ranking != NULL:
-            return entry.ranking
-        if self.ranking_count == MAX_RANKINGS:
-            idle = 0
-            for at in range(1, self.ranking_count):
-                if self.strategies[self.live[at]].used_ms < self.strategies[self.live[idle]].used_ms:
-                    idle = at
-            self.drop_ranking(idle)
-        entry.ranking = <Ranking *>must(calloc(1, sizeof(Ranking)))
-        ranking_open(entry.ranking, mixed(self.random + <uint64_t>strategy))
-        order = from_canonical(self.strategy_bytes[strategy])
-        while isinstance(order, PreferDistinct):
-            entry.ranking.keys[entry.ranking.depth] = self.key_number(order.meta_key)
-            entry.ranking.depth += 1
-            order = order.underlying
-        if isinstance(order, Oldest):
-            entry.ranking.leaf = LEAF_OLDEST
-        elif isinstance(order, Newest):
-            entry.ranking.leaf = LEAF_NEWEST
-        else:
-            entry.ranking.leaf = LEAF_RANDOM
-        self.live[self.ranking_count] = <uint32_t>strategy
-        self.ranking_count += 1
-        self.building += 1
-        if self.submission_count < BUILD_AT_ONCE:
-            self.build(NEVER)
-        return entry.ranking
-
-    cdef void drop_ranking(self, uint32_t at) noexcept:
-        cdef Ranking *ranking = self.strategies[self.live[at]].ranking
-        cdef uint32_t level
-        for level in range(ranking.depth):
-            self.key_dropped(ranking.keys[level])
-        if not ranking.ready:
-            self.building -= 1
-        ranking_close(ranking)
-        free(ranking)
-        self.strategies[self.live[at]].ranking = NULL
-        self.ranking_count -= 1
-        self.live[at] = self.live[self.ranking_count]
-
-    cdef bint build(self, uint64_t until_ns) noexcept:
-        """Go on with the indexes that are being built; True: there is more to do."""
-        cdef uint32_t at
-        cdef uint32_t steps = 0
-        cdef Ranking *ranking
-        cdef Submission *s
-        for at in range(self.ranking_count):
-            ranking = self.strategies[self.live[at]].ranking
-            if ranking.ready:
-                continue
-            while ranking.built < self.submissions_end:
-                s = self.submissions[ranking.built]
-                ranking.built += 1
-                if not <size_t>s & 1 and s.indexed:
-                    ranking_sync(ranking, &self.values, s, s.indexed)
-                steps += 1
-                if steps % CLOCK_EVERY == 0 and until_ns != NEVER and clock_ns() >= until_ns:
-                    return True
-            ranking.ready = True
-            self.building -= 1
-        return False
+        self.orders.now_ms = self.now_ms
+        return self.orders.ready(strategy)
 
     cdef uint32_t reserve(self, uint64_t holder, int strategy, uint32_t max, ReservedChunk *out) noexcept:
         cdef Holder *who = self.find_holder(holder)
-        cdef Ranking *ranking = NULL
         cdef Submission *s
         cdef uint64_t chunk, left
-        cdef uint32_t node
         cdef uint32_t count = 0
-        cdef uint32_t leaf = <uint32_t>strategy
+        cdef uint32_t leaf = 0
+        cdef bint whole = False
         if who == NULL:
             return 0
-        if strategy >= FIRST_RANKED:
-            ranking = self.ranking_for(strategy)
-            if not ranking.ready:
-                return 0
-            leaf = ranking.leaf
-        while count < max and self.available:
-            if ranking != NULL:
-                s = self.submissions[ranking_pick(ranking, &self.values, &self.random)]
-            else:
-                if leaf == OLDEST:
-                    node = tree_first(&self.plain, self.plain_root)
-                elif leaf == NEWEST:
-                    node = tree_last(&self.plain, self.plain_root)
-                else:
-                    node = tree_pick(
-                        &self.plain, self.plain_root, random_below(&self.random, self.plain.at[self.plain_root].sum)
-                    )
-                s = self.submissions[self.plain.at[node].payload]
+        self.orders.now_ms = self.now_ms
+        while count < max:
+            s = self.orders.pick(strategy, &leaf, &whole)
+            if s == NULL:
+                break
             # Oldest and Newest stay with a submission until it has no more: its indexes need be told only then.
-            left = s.indexed if ranking == NULL and leaf != RANDOM else 1
+            left = s.indexed if whole else 1
             while left and count < max:
-                if leaf == OLDEST:
-                    chunk = available_chunk(s, 0)
-                elif leaf == NEWEST:
+                if leaf == LEAF_NEWEST:
                     chunk = available_chunk(s, s.chunks_total - s.unavailable - 1)
-                else:
+                elif leaf == LEAF_RANDOM:
                     chunk = available_chunk(s, random_below(&self.random, s.chunks_total - s.unavailable))
+                else:
+                    chunk = available_chunk(s, 0)
                 self.hold(s, chunk, who, out + count)
                 count += 1
                 left -= 1
@@ -930,6 +736,9 @@ cdef class Engine:
         cdef uint32_t fired = 0
         if now_ms > self.now_ms:
             self.now_ms = now_ms
+        if self.orders.starved:
+            self.orders.starved = False
+            self.orders.epoch += 1
         while fired < TIMERS_A_TURN:
             at = wheel_pop(&self.wheel, self.now_ms)
             if at == 0:
@@ -941,6 +750,8 @@ cdef class Engine:
     def next_timer_ms(self) -> int | None:
         """Milliseconds from the last `advance` until it should be called again; None: no timer is set."""
         cdef uint64_t at = wheel_next_ms(&self.wheel)
+        if self.orders.starved:
+            at = min(at, self.now_ms + STARVED_MS)
         if at == NEVER:
             return None
         return at - self.now_ms if at > self.now_ms else 0
@@ -977,7 +788,7 @@ cdef class Engine:
 
     def work(self, uint64_t budget_ns) -> bool:
         """Go on with sliced jobs for about so long: indexes, freeing, dropping; True: there is more to do."""
-        if not self.building and self.drop_jobs == NO_SLOT and self.free_jobs == NO_SLOT and not self.recovered_ended:
+        if not self.orders.building and self.drop_jobs == NO_SLOT and self.free_jobs == NO_SLOT and not self.recovered_ended:
             return False
         return self.work_until(clock_ns() + budget_ns)
 
@@ -995,7 +806,7 @@ cdef class Engine:
             self.drop_jobs = s.next_job
             s.job = JOB_NONE
             self.free_if_over(s)
-        if self.building and self.build(until_ns):
+        if self.orders.building and self.orders.build(until_ns):
             return True
         while self.free_jobs != NO_SLOT:
             s = self.submissions[self.free_jobs]

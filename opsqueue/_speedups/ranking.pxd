@@ -1,12 +1,15 @@
-"""The order of one PreferDistinct strategy, kept up to date as counts change. Knows submissions by slot; reserves nothing.
+"""The order of strategies that agree in keys and leaf, kept up to date as counts change. Knows submissions by slot; reserves
+nothing.
 
-The submissions with available chunks that agree in the values of all of the strategy's keys form a *bunch* with a tree of its
-own: by id, weighted by available chunks. The bunches that agree in the outermost key's value form a *group*. The groups stand
-in a tree by (chunks in flight for the value, what the underlying strategy says). With one key a group has one bunch and a pick
-is O(log n); with nested keys a pick compares the bunches of the groups that are tied in the outermost count.
+The submissions with available chunks that agree in the values of all keys form a *bunch* with a tree of its own: by id, or by
+priority and id, weighted by available chunks. The bunches that agree in the first key's value form a *group*. By its mode the
+groups stand in a tree by chunks in flight for the value (PreferDistinct), by whether these are below a limit
+(MaxSimultaneous), or in none because the pick names the group (SelectOnly); then by what the leaf says. With one key a group
+has one bunch and a pick is O(log n); otherwise a pick compares the bunches of the groups that are tied in the first count, or
+of the group that it names.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
@@ -36,6 +39,17 @@ cdef enum:
     LEAF_OLDEST = 0
     LEAF_NEWEST = 1
     LEAF_RANDOM = 2
+    LEAF_HIGHEST = 3
+    LEAF_LOWEST = 4
+
+cdef enum:
+    MODE_COUNT = 0            # groups with the fewest chunks in flight first
+    MODE_LIMIT = 1            # groups with fewer chunks in flight than the ranking's limit first
+    MODE_SELECT = 2           # a pick names its group
+
+cdef enum:
+    NO_KEY = 0xFFFFFFFF       # a key that no submission has
+    NO_PICK = 0xFFFFFFFF
 
 cdef enum:
     MAX_DEPTH = 8             # keys of one strategy
@@ -56,11 +70,21 @@ cdef struct Bunch:
     uint32_t hash
 
 
+cdef struct PickBy:           # what a strategy asks of a ranking beside its order
+    uint32_t select_count
+    uint32_t selected[8]      # value groups of the first keys; 0 matches nobody
+    uint64_t limits[8]        # by key: chunks in flight below which a value takes part; 0: no limit
+
+
 cdef struct Ranking:
     # what it orders by
+    uint32_t mode
     uint32_t depth
     uint32_t keys[8]
+    uint32_t first_preferred  # keys from here on are compared by their counts
     uint32_t leaf
+    uint32_t leaf_key
+    uint64_t limit            # of MODE_LIMIT
     # groups
     Nodes nodes               # of the groups' tree and of all bunches' trees
     uint32_t root
@@ -106,6 +130,22 @@ cdef inline uint32_t value_for(Values *values, Submission *s, uint32_t key) noex
         if values.at[s.values[at]].key == key:
             return s.values[at]
     return 0
+
+
+cdef inline bint by_priority(Ranking *r) noexcept nogil:
+    return r.leaf >= LEAF_HIGHEST
+
+
+cdef inline uint64_t priority(Ranking *r, Values *values, Submission *s) noexcept nogil:
+    """Smaller comes first; the largest number: no value."""
+    cdef uint32_t group = value_for(values, s, r.leaf_key)
+    cdef uint64_t rank
+    if group == 0:
+        return <uint64_t>-1
+    rank = <uint64_t>values.at[group].value ^ (<uint64_t>1 << 63)
+    if r.leaf == LEAF_HIGHEST:
+        rank = ~rank
+    return rank if rank < <uint64_t>-1 else rank - 1
 
 
 cdef inline void hold_slot(Ranking *r, uint32_t slot) noexcept nogil:
@@ -231,11 +271,22 @@ cdef inline void group_rank(Ranking *r, Values *values, uint32_t number) noexcep
     cdef uint64_t hi = values.at[group.value].in_flight
     cdef uint64_t lo = number
     cdef uint64_t weight = 1
+    cdef uint64_t rank
     cdef uint32_t root
+    if r.mode == MODE_SELECT:
+        return
+    if r.mode == MODE_LIMIT:
+        hi = group.value != 0 and hi >= r.limit
     if r.depth == 1:
         root = r.bunches[group.first_bunch].root
         weight = r.nodes.at[root].sum
-        if r.leaf == LEAF_OLDEST:
+        if by_priority(r):
+            if r.mode == MODE_LIMIT:
+                # 1 + 64 + 63 bits: whether it is at its limit, priority, id
+                rank = r.nodes.at[tree_first(&r.nodes, root)].hi
+                hi = hi << 63 | rank >> 1
+                lo = rank << 63 | r.nodes.at[tree_first(&r.nodes, root)].lo
+        elif r.leaf == LEAF_OLDEST:
             lo = r.nodes.at[tree_first(&r.nodes, root)].hi
         elif r.leaf == LEAF_NEWEST:
             lo = ~r.nodes.at[tree_last(&r.nodes, root)].hi
@@ -253,6 +304,7 @@ cdef inline void group_rank(Ranking *r, Values *values, uint32_t number) noexcep
 cdef inline void ranking_sync(Ranking *r, Values *values, Submission *s, uint64_t available) noexcept nogil:
     """The submission has so many chunks to hand out, and its values' counts may have changed."""
     cdef uint32_t leaf, bunch, value
+    cdef uint64_t hi = s.id, lo = 0
     if r.ready or s.slot < r.built:
         hold_slot(r, s.slot)
         leaf = r.leaf_of[s.slot]
@@ -260,7 +312,10 @@ cdef inline void ranking_sync(Ranking *r, Values *values, Submission *s, uint64_
             if leaf == 0:
                 bunch = bunch_made(r, values, s)
                 r.bunch_of[s.slot] = bunch
-                r.leaf_of[s.slot] = tree_insert(&r.nodes, &r.bunches[bunch].root, s.id, 0, available, s.slot)
+                if by_priority(r):
+                    hi = priority(r, values, s)
+                    lo = s.id
+                r.leaf_of[s.slot] = tree_insert(&r.nodes, &r.bunches[bunch].root, hi, lo, available, s.slot)
             else:
                 tree_weigh(&r.nodes, leaf, available)
         elif leaf:
@@ -276,7 +331,7 @@ cdef inline void ranking_sync(Ranking *r, Values *values, Submission *s, uint64_
 
 cdef inline uint32_t bunch_pick(Ranking *r, uint32_t bunch, uint64_t *random) noexcept nogil:
     cdef uint32_t root = r.bunches[bunch].root
-    if r.leaf == LEAF_OLDEST:
+    if r.leaf == LEAF_OLDEST or by_priority(r):
         return r.nodes.at[tree_first(&r.nodes, root)].payload
     if r.leaf == LEAF_NEWEST:
         return r.nodes.at[tree_last(&r.nodes, root)].payload
@@ -287,47 +342,90 @@ cdef inline int bunch_compare(Ranking *r, Values *values, uint32_t a, uint32_t b
     """Of two bunches of tied groups: negative when a comes first, 0 when they are tied (Random only)."""
     cdef uint32_t level
     cdef uint64_t of_a, of_b
-    for level in range(1, r.depth):
+    for level in range(r.first_preferred if r.mode == MODE_SELECT else 1, r.depth):
         of_a = values.at[r.bunches[a].values[level]].in_flight
         of_b = values.at[r.bunches[b].values[level]].in_flight
         if of_a != of_b:
             return -1 if of_a < of_b else 1
     if r.leaf == LEAF_RANDOM:
         return 0
-    if r.leaf == LEAF_OLDEST:
-        of_a = r.nodes.at[tree_first(&r.nodes, r.bunches[a].root)].hi
-        of_b = r.nodes.at[tree_first(&r.nodes, r.bunches[b].root)].hi
+    if r.leaf != LEAF_NEWEST:
+        a = tree_first(&r.nodes, r.bunches[a].root)
+        b = tree_first(&r.nodes, r.bunches[b].root)
+        if by_priority(r) and r.nodes.at[a].hi == r.nodes.at[b].hi:
+            return -1 if r.nodes.at[a].lo < r.nodes.at[b].lo else 1
+        of_a = r.nodes.at[a].hi
+        of_b = r.nodes.at[b].hi
     else:
         of_a = ~r.nodes.at[tree_last(&r.nodes, r.bunches[a].root)].hi
         of_b = ~r.nodes.at[tree_last(&r.nodes, r.bunches[b].root)].hi
     return -1 if of_a < of_b else 1
 
 
-cdef inline uint32_t ranking_pick(Ranking *r, Values *values, uint64_t *random) noexcept nogil:
-    """The slot of the submission that comes first; the ranking is not empty."""
-    cdef uint32_t node, bunch, best = 0
-    cdef uint64_t least, total = 0, weight
+cdef inline bint takes_part(Ranking *r, Values *values, const PickBy *by, uint32_t bunch) noexcept nogil:
+    """The bunch has the selected values, and none at its limit."""
+    cdef uint32_t level, value
+    for level in range(r.depth):
+        value = r.bunches[bunch].values[level]
+        if level < by.select_count:
+            if value != by.selected[level]:
+                return False
+        elif by.limits[level] and value and values.at[value].in_flight >= by.limits[level]:
+            return False
+    return True
+
+
+cdef struct Choice:
+    uint32_t bunch
+    uint64_t total            # weight of the bunches that are tied with it, its own included
+
+
+cdef inline void choose(Ranking *r, Values *values, const PickBy *by, uint32_t group, Choice *choice,
+                        uint64_t *random) noexcept nogil:
+    """Compare the choice with each bunch of a group."""
+    cdef uint32_t bunch = r.groups[group].first_bunch
+    cdef uint64_t weight
     cdef int order
-    node = tree_first(&r.nodes, r.root)
-    if r.depth == 1:
-        if r.leaf == LEAF_RANDOM:
-            total = tree_sum_through(&r.nodes, r.root, r.nodes.at[node].hi)
-            node = tree_pick(&r.nodes, r.root, random_below(random, total))
-        return bunch_pick(r, r.groups[r.nodes.at[node].payload].first_bunch, random)
-    least = r.nodes.at[node].hi
-    while node and r.nodes.at[node].hi == least:
-        bunch = r.groups[r.nodes.at[node].payload].first_bunch
-        while bunch:
+    while bunch:
+        if takes_part(r, values, by, bunch):
             weight = r.nodes.at[r.bunches[bunch].root].sum
-            order = -1 if best == 0 else bunch_compare(r, values, bunch, best)
+            order = -1 if choice.bunch == 0 else bunch_compare(r, values, bunch, choice.bunch)
             if order < 0:
-                best = bunch
-                total = weight
+                choice.bunch = bunch
+                choice.total = weight
             elif order == 0:
                 # a weighted draw in one pass: each tied bunch replaces the choice with its share of what was seen so far
-                total += weight
-                if random_below(random, total) < weight:
-                    best = bunch
-            bunch = r.bunches[bunch].next
+                choice.total += weight
+                if random_below(random, choice.total) < weight:
+                    choice.bunch = bunch
+        bunch = r.bunches[bunch].next
+
+
+cdef inline uint32_t ranking_pick(Ranking *r, Values *values, const PickBy *by, uint64_t *random) noexcept nogil:
+    """The slot of the submission that comes first; NO_PICK: none takes part."""
+    cdef uint32_t node, value
+    cdef uint64_t first
+    cdef Choice choice = Choice(0, 0)
+    if r.mode == MODE_SELECT:
+        value = by.selected[0]
+        if value == 0 or value >= r.value_capacity or r.group_of_value[value] == 0:
+            return NO_PICK
+        choose(r, values, by, r.group_of_value[value], &choice, random)
+        return NO_PICK if choice.bunch == 0 else bunch_pick(r, choice.bunch, random)
+    node = tree_first(&r.nodes, r.root)
+    if node == 0:
+        return NO_PICK
+    first = r.nodes.at[node].hi
+    if r.mode == MODE_LIMIT:
+        if (first >> 63 if by_priority(r) else first):
+            return NO_PICK
+    elif by.limits[0] and first >= by.limits[0] and r.groups[r.nodes.at[node].payload].value:
+        return NO_PICK
+    if r.depth == 1 and (r.mode == MODE_LIMIT or not by_priority(r)):
+        if r.leaf == LEAF_RANDOM:
+            node = tree_pick(&r.nodes, r.root, random_below(random, tree_sum_through(&r.nodes, r.root, first)))
+        return bunch_pick(r, r.groups[r.nodes.at[node].payload].first_bunch, random)
+    while node and r.nodes.at[node].hi == first:
+        choose(r, values, by, r.nodes.at[node].payload, &choice, random)
         node = tree_next(&r.nodes, node)
-    return bunch_pick(r, best, random)
+    return NO_PICK if choice.bunch == 0 else bunch_pick(r, choice.bunch, random)

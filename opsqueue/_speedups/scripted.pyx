@@ -4,6 +4,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
+from opsqueue._speedups.values cimport value_find
 from opsqueue._speedups.bits cimport clock_ns, must
 from opsqueue._speedups.board cimport SLOT_COUNTERS
 from opsqueue._speedups.engine cimport COUNTED, Engine
@@ -19,7 +20,7 @@ cdef class ScriptedEngine(Engine):
         cdef ReservedChunk *out
         cdef uint32_t count, at
         if handle < 0:
-            raise ValueError(self.refusal)
+            raise ValueError(self.orders.refusal)
         out = <ReservedChunk *>must(malloc((<size_t>max + 1) * sizeof(ReservedChunk)))
         count = self.reserve(holder, handle, max, out)
         taken = [(out[at].submission, out[at].chunk, out[at].chunks_done, out[at].retries, out[at].flags)
@@ -31,7 +32,7 @@ cdef class ScriptedEngine(Engine):
         """Its index is complete; else building it has begun. Raises ValueError if it is refused."""
         cdef int handle = self.strategy(<const uint8_t *><const char *>strategy, <uint32_t>len(strategy))
         if handle < 0:
-            raise ValueError(self.refusal)
+            raise ValueError(self.orders.refusal)
         return self.strategy_ready(handle)
 
     def open_connection(self, uint64_t holder, uint32_t features) -> None:
@@ -101,13 +102,11 @@ cdef class ScriptedEngine(Engine):
     def in_flight_of(self, str key not None, int64_t value) -> int:
         """Held chunks of all submissions whose metadata has this value of `key`."""
         cdef uint32_t at
-        number = self.key_numbers.get(key)
-        if number is not None:
-            for at in range(1, self.values.capacity):
-                if self.values.at[at].references and self.values.at[at].key == <uint32_t>number:
-                    if self.values.at[at].value == value:
-                        return self.values.at[at].in_flight
-        return 0
+        number = self.orders.key_numbers.get(key)
+        if number is None:
+            return 0
+        at = value_find(&self.orders.values, number, value)
+        return self.orders.values.at[at].in_flight if at else 0
 
     def counter(self, uint32_t index) -> int:
         """One counter or gauge, by its Counter number."""
@@ -122,7 +121,7 @@ cdef class ScriptedEngine(Engine):
         cdef uint64_t begun, reserving = 0, completing = 0
         cdef uint32_t got, at, done = 0
         if handle < 0:
-            raise ValueError(self.refusal)
+            raise ValueError(self.orders.refusal)
         out = <ReservedChunk *>must(malloc((<size_t>per_request + 1) * sizeof(ReservedChunk)))
         while done < count:
             begun = clock_ns()

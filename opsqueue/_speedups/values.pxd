@@ -80,6 +80,21 @@ cdef inline uint32_t value_take(Values *v, uint32_t key, int64_t value, bint *is
     return group
 
 
+cdef inline uint32_t value_find(Values *v, uint32_t key, int64_t value) noexcept nogil:
+    """The group of (key, value); 0: no submission has it."""
+    cdef uint32_t hash = <uint32_t>(mixed(<uint64_t>value * <uint64_t>0x9E3779B97F4A7C15 + key) >> 32)
+    cdef uint32_t at = hash & v.by_value.mask
+    cdef uint32_t group
+    cdef uint64_t entry = v.by_value.entries[at]
+    while entry:
+        group = <uint32_t>entry - 1
+        if <uint32_t>(entry >> 32) == hash and v.at[group].key == key and v.at[group].value == value:
+            return group
+        at = (at + 1) & v.by_value.mask
+        entry = v.by_value.entries[at]
+    return 0
+
+
 cdef inline bint value_drop(Values *v, uint32_t group) noexcept nogil:
     """One reference less; True: the group is gone."""
     v.at[group].references -= 1

@@ -9,9 +9,19 @@ from __future__ import annotations
 import enum
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from opsqueue.protocol.strategy import Newest, PreferDistinct, Random, Strategy
+from opsqueue.protocol.strategy import (
+    Highest,
+    Lowest,
+    MaxSimultaneous,
+    Newest,
+    OrElse,
+    PreferDistinct,
+    Random,
+    SelectOnly,
+    Strategy,
+)
 from opsqueue.server.writer.batch import BlockRow, LoadedSubmission, State
 from opsqueue.server.writer.log_rows import EventKind, LogEvent, keep_events
 
@@ -92,6 +102,15 @@ Notice = tuple[int, int, int, int]
 Ended = tuple[int, int, int, int | None, str | None]
 
 
+def _alternatives(strategy: Strategy) -> list[Strategy]:
+    """Without OrElse: first choice first."""
+    if isinstance(strategy, OrElse):
+        return _alternatives(strategy.first) + _alternatives(strategy.second)
+    if isinstance(strategy, SelectOnly | MaxSimultaneous | PreferDistinct):
+        return [replace(strategy, underlying=each) for each in _alternatives(strategy.underlying)]
+    return [strategy]
+
+
 class EngineModel:
     """The same calls as the engine's; `notices`, `events` and `ended` gather what each step should have made."""
 
@@ -131,26 +150,58 @@ class EngineModel:
             return None
         return reservation
 
+    def _takes_part(self, strategy: Strategy, submission: Submission) -> bool:
+        """The filters of a strategy without OrElse let the submission through."""
+        if isinstance(strategy, SelectOnly):
+            if submission.metadata.get(strategy.meta_key) != strategy.value:
+                return False
+        elif isinstance(strategy, MaxSimultaneous):
+            value = submission.metadata.get(strategy.meta_key)
+            if value is not None and self.in_flight(strategy.meta_key, value) >= strategy.limit:
+                return False
+        elif not isinstance(strategy, PreferDistinct):
+            return True
+        return self._takes_part(strategy.underlying, submission)
+
     def _rank(self, strategy: Strategy, submission: Submission) -> tuple[int, ...]:
+        if isinstance(strategy, SelectOnly | MaxSimultaneous):
+            return self._rank(strategy.underlying, submission)
         if isinstance(strategy, PreferDistinct):
             value = submission.metadata.get(strategy.meta_key)
             count = 0 if value is None else self.in_flight(strategy.meta_key, value)
             return (count, *self._rank(strategy.underlying, submission))
+        if isinstance(strategy, Highest | Lowest):
+            value = submission.metadata.get(strategy.meta_key)
+            if value is None:
+                return (1, 0, submission.id)
+            return (0, -value if isinstance(strategy, Highest) else value, submission.id)
         if isinstance(strategy, Random):
             return ()
         return (-submission.id,) if isinstance(strategy, Newest) else (submission.id,)
 
+    def _first(self, strategy: Strategy) -> tuple[Strategy, list[Submission]]:
+        """The alternative that has something, and the submissions that it likes best."""
+        for alternative in _alternatives(strategy):
+            found = [s for s in self.submissions.values() if s.available and self._takes_part(alternative, s)]
+            if found:
+                best = min(self._rank(alternative, s) for s in found)
+                return alternative, [s for s in found if self._rank(alternative, s) == best]
+        return strategy, []
+
+    def has_any(self, strategy: Strategy) -> bool:
+        """There is a chunk that it may take."""
+        return bool(self._first(strategy)[1])
+
     def may_pick(self, strategy: Strategy, submission: int, chunk: int) -> bool:
         """The strategy allows this chunk to be the next."""
-        leaf = strategy
-        while isinstance(leaf, PreferDistinct):
-            leaf = leaf.underlying
         picked = self.submissions[submission]
         if not picked.is_available(chunk):
             return False
-        ranks = [self._rank(strategy, s) for s in self.submissions.values() if s.available]
-        if self._rank(strategy, picked) != min(ranks):
+        leaf, best = self._first(strategy)
+        if picked not in best:
             return False
+        while isinstance(leaf, PreferDistinct | SelectOnly | MaxSimultaneous):
+            leaf = leaf.underlying
         if isinstance(leaf, Random):
             return True
         return chunk == (picked.last if isinstance(leaf, Newest) else picked.first)

@@ -8,7 +8,16 @@ from collections import Counter as Multiset
 import pytest
 
 from opsqueue._speedups.scripted import ScriptedEngine
-from opsqueue.protocol.strategy import Newest, Oldest, PreferDistinct, Random, Strategy, canonical
+from opsqueue.protocol.strategy import (
+    MaxSimultaneous,
+    Newest,
+    Oldest,
+    OrElse,
+    PreferDistinct,
+    Random,
+    Strategy,
+    canonical,
+)
 
 HOLDER = 1
 MANY = 25_000
@@ -106,7 +115,7 @@ def test_a_large_backlog_is_indexed_in_slices_and_events_meanwhile_are_not_lost(
 def test_at_most_64_indexes_are_kept_and_the_one_idle_longest_goes(engine: ScriptedEngine) -> None:
     engine.add_submission(1, 1000, 1, {"k3": 1}, direct=False)
     for number in range(200):
-        engine.advance(1000 + number)
+        engine.advance(1000 + 20 * number)
         (taken,) = engine.reserve_chunks(HOLDER, canonical(PreferDistinct(f"k{number}", Oldest())), 1)
         assert taken[0] == 1
         assert engine.ranking_count == min(number + 1, 64)
@@ -117,13 +126,19 @@ def test_at_most_64_indexes_are_kept_and_the_one_idle_longest_goes(engine: Scrip
 @pytest.mark.parametrize(
     ("strategy", "complaint"),
     [
-        (b"", "must be the last"),
+        (b"", "byte 0 of 0"),
         (b"X", "one of O, N, R"),
-        (b"OO", "must be the last"),
+        (b"OO", "must be the end"),
         (b"P\x01\x00", "length"),
         (b"P\x01\x00\xffO", "not UTF-8"),
-        (b"P\x01\x00aO" + b"O", "must be the last"),
+        (b"P\x01\x00aO" + b"O", "must be the end"),
         (b"P\x01\x00a" * 9 + b"O", "more than 8 deep"),
+        (b"H\x01\x00", "length"),
+        (b"S\x01\x00a\x01", "cut off"),
+        (b"M\x01\x00a" + bytes(8) + b"O", "from 1 to"),
+        (canonical(PreferDistinct("a", OrElse(Oldest(), Newest()))), "put OrElse outside"),
+        (canonical(MaxSimultaneous("a", 1, PreferDistinct("b", Oldest()))), "prefer a first"),
+        (canonical(MaxSimultaneous("a", 1, MaxSimultaneous("b", 1, Oldest()))), "one limit is possible"),
     ],
 )
 def test_a_strategy_that_cannot_be_served_is_refused_with_its_reason(

@@ -1,0 +1,9 @@
+class Orders:
+    now_ms: int
+    available: int
+    refusal: str
+    selecting: int
+    limiting: int
+    ranking_count: int
+    building: int
+    def __init__(self, random: int) -> None: ...
