@@ -7,7 +7,18 @@ from __future__ import annotations
 
 import cbor2
 
-from opsqueue.protocol.strategy import Newest, Oldest, PreferDistinct, Random, Strategy, to_wire
+from opsqueue.protocol.strategy import (
+    Highest,
+    MaxSimultaneous,
+    Newest,
+    Oldest,
+    OrElse,
+    PreferDistinct,
+    Random,
+    SelectOnly,
+    Strategy,
+    to_wire,
+)
 
 #: Values of `customer` over a backlog: many, so that an index per value is worth measuring.
 CUSTOMERS = 1_000
@@ -23,6 +34,10 @@ CASES: dict[str, Strategy] = {
     "PreferDistinct(customer, PreferDistinct(kind, Oldest))": PreferDistinct(
         "customer", PreferDistinct("kind", Oldest())
     ),
+    "Highest(kind)": Highest("kind"),
+    "SelectOnly(customer, 1, Oldest)": SelectOnly("customer", 1, Oldest()),
+    "MaxSimultaneous(customer, 100, Oldest)": MaxSimultaneous("customer", 100, Oldest()),
+    "OrElse(SelectOnly(customer, 1, Oldest), Random)": OrElse(SelectOnly("customer", 1, Oldest()), Random()),
 }
 
 

@@ -41,6 +41,7 @@ FEATURE_BITS = {
     "retry-later": FEATURE_RETRY_LATER,
     "fail-submission": FEATURE_FAIL_SUBMISSION,
     "compact": FEATURE_COMPACT,
+    "strategies": 0,  # says what the server knows; nothing is done differently
 }
 
 #: What is wrong with a frame, by read_frame_header's refusal.

@@ -50,7 +50,6 @@ cdef enum:
     STARVED_MS = 50               # until a request whose index cannot be built now is looked at again
     CLOCK_EVERY = 128             # steps of a sliced job between two looks at the clock
     MAX_HOLDER_SLOTS = 1 << 22
-    MAX_TEXT = 65536              # bytes of a failure's text that are kept (WIRE section 3)
     NO_SLOT = 0xFFFFFFFF
 
 cdef enum:
@@ -666,7 +665,7 @@ cdef class Engine:
         if self.add_retry(s, chunk):
             # it is this holder that ended it, so it needs no notice
             reservation_remove(&self.reservations, at, &s.first_reservation)
-            self.finish(s, STATE_FAILED, chunk, text[: min(size, <uint32_t>MAX_TEXT)].decode("utf-8", "replace"))
+            self.finish(s, STATE_FAILED, chunk, text[:size].decode("utf-8", "replace"))
         else:
             self.release_chunk(s, at)
         return COUNTED
@@ -716,7 +715,7 @@ cdef class Engine:
         )
         self.unhold(s, at)
         reservation_remove(&self.reservations, at, &s.first_reservation)
-        self.finish(s, STATE_FAILED, chunk, text[: min(size, <uint32_t>MAX_TEXT)].decode("utf-8", "replace"))
+        self.finish(s, STATE_FAILED, chunk, text[:size].decode("utf-8", "replace"))
         return COUNTED
 
     cdef int working_on(self, uint64_t holder, uint64_t submission, uint64_t chunk) noexcept:

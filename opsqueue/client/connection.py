@@ -31,7 +31,7 @@ from opsqueue.exceptions import (
 )
 from opsqueue.protocol import consumer as wire
 from opsqueue.protocol.errors import MessageError
-from opsqueue.protocol.strategy import Strategy
+from opsqueue.protocol.strategy import Strategy, beyond_reference
 from opsqueue.protocol.version import own_version
 
 logger = logging.getLogger("opsqueue.consumer")
@@ -149,9 +149,17 @@ class Connection:
     def reserve(
         self, reservation: Reservation, maximum: int, strategy: Strategy, before: Sequence[wire.ClientContents] = ()
     ) -> None:
-        """Asks for chunks, after sending `before` in the same go; `reservation` must be new."""
+        """Asks for chunks, after sending `before` in the same go; `reservation` must be new.
+
+        Raises IncorrectUsageError when the server does not know the strategy.
+        """
+        unknown = None if self.knows(wire.STRATEGIES) else beyond_reference(strategy)
         with self._lock:
             self._check()
+            if unknown is not None:
+                raise IncorrectUsageError(
+                    f"the server does not offer Strategy.{unknown}: it knows Oldest, Newest, Random and PreferDistinct"
+                )
             self._queue_each(before)
             self._pending[self._nonce] = reservation
             self._queue(wire.WantToReserveChunks(maximum, strategy))

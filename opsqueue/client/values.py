@@ -112,6 +112,11 @@ class Strategy(_Variants):
     Newest: ClassVar[type[StrategyNewest]]
     Random: ClassVar[type[StrategyRandom]]
     PreferDistinct: ClassVar[type[StrategyPreferDistinct]]
+    Highest: ClassVar[type[StrategyHighest]]
+    Lowest: ClassVar[type[StrategyLowest]]
+    SelectOnly: ClassVar[type[StrategySelectOnly]]
+    MaxSimultaneous: ClassVar[type[StrategyMaxSimultaneous]]
+    OrElse: ClassVar[type[StrategyOrElse]]
 
     def to_protocol(self) -> wire.Strategy:
         """The same strategy as the protocol's type."""
@@ -154,6 +159,27 @@ class StrategyRandom(Strategy):
         return wire.Random()
 
 
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _check_key(meta_key: object) -> None:
+    if not isinstance(meta_key, str):
+        raise TypeError(f"meta_key must be a str, not {meta_key!r}")
+
+
+def _check_strategy(name: str, given: object) -> None:
+    if not isinstance(given, Strategy):
+        raise TypeError(f"{name} must be a Strategy such as Strategy.Oldest(), not {given!r}")
+
+
+def _check_integer(name: str, given: object, least: int, most: int) -> None:
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise TypeError(f"{name} must be an int, not {given!r}")
+    if not least <= given <= most:
+        raise ValueError(f"{name} must be from {least} to {most}, not {given}")
+
+
 @_nested(Strategy)
 @dataclass(frozen=True, slots=True, repr=False)
 class StrategyPreferDistinct(Strategy):
@@ -164,17 +190,124 @@ class StrategyPreferDistinct(Strategy):
     underlying: Strategy = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.meta_key, str):
-            raise TypeError(f"meta_key must be a str, not {self.meta_key!r}")
-        if not isinstance(self.underlying, Strategy):
-            raise TypeError(f"underlying must be a Strategy such as Strategy.Oldest(), not {self.underlying!r}")
+        _check_key(self.meta_key)
+        _check_strategy("underlying", self.underlying)
 
     def __repr__(self) -> str:
-        quoted = self.meta_key.replace("\\", "\\\\").replace('"', '\\"')
-        return f'Strategy.PreferDistinct {{ meta_key: "{quoted}", underlying: {self.underlying!r} }}'
+        return f"Strategy.PreferDistinct {{ meta_key: {_quoted(self.meta_key)}, underlying: {self.underlying!r} }}"
 
     def to_protocol(self) -> wire.Strategy:
         return wire.PreferDistinct(self.meta_key, self.underlying.to_protocol())
+
+
+@_nested(Strategy)
+@dataclass(frozen=True, slots=True, repr=False)
+class StrategyHighest(Strategy):
+    """The largest value of strategic metadata `meta_key` first, then the oldest; submissions without a value last."""
+
+    __match_args__ = ("meta_key",)
+    meta_key: str = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_key(self.meta_key)
+
+    def __repr__(self) -> str:
+        return f"Strategy.Highest {{ meta_key: {_quoted(self.meta_key)} }}"
+
+    def to_protocol(self) -> wire.Strategy:
+        return wire.Highest(self.meta_key)
+
+
+@_nested(Strategy)
+@dataclass(frozen=True, slots=True, repr=False)
+class StrategyLowest(Strategy):
+    """The smallest value of strategic metadata `meta_key` first, then the oldest; submissions without a value last."""
+
+    __match_args__ = ("meta_key",)
+    meta_key: str = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_key(self.meta_key)
+
+    def __repr__(self) -> str:
+        return f"Strategy.Lowest {{ meta_key: {_quoted(self.meta_key)} }}"
+
+    def to_protocol(self) -> wire.Strategy:
+        return wire.Lowest(self.meta_key)
+
+
+@_nested(Strategy)
+@dataclass(frozen=True, slots=True, repr=False)
+class StrategySelectOnly(Strategy):
+    """Only submissions whose strategic metadata `meta_key` is `value` (64 bits), in the order of `underlying`."""
+
+    __match_args__ = ("meta_key", "value", "underlying")
+    meta_key: str = field(kw_only=True)
+    value: int = field(kw_only=True)
+    underlying: Strategy = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_key(self.meta_key)
+        _check_integer("value", self.value, -(2**63), 2**63 - 1)
+        _check_strategy("underlying", self.underlying)
+
+    def __repr__(self) -> str:
+        return (
+            f"Strategy.SelectOnly {{ meta_key: {_quoted(self.meta_key)}, value: {self.value}, "
+            f"underlying: {self.underlying!r} }}"
+        )
+
+    def to_protocol(self) -> wire.Strategy:
+        return wire.SelectOnly(self.meta_key, self.value, self.underlying.to_protocol())
+
+
+@_nested(Strategy)
+@dataclass(frozen=True, slots=True, repr=False)
+class StrategyMaxSimultaneous(Strategy):
+    """Only submissions whose value of `meta_key` has fewer than `limit` chunks in flight, whoever holds them.
+
+    Submissions without the key are not limited. The limit (1 to 2^32-1) binds only the requests that carry it, and is
+    looked at anew for each chunk of a reservation; a request that it holds back waits.
+    """
+
+    __match_args__ = ("meta_key", "limit", "underlying")
+    meta_key: str = field(kw_only=True)
+    limit: int = field(kw_only=True)
+    underlying: Strategy = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_key(self.meta_key)
+        _check_integer("limit", self.limit, 1, 2**32 - 1)
+        _check_strategy("underlying", self.underlying)
+
+    def __repr__(self) -> str:
+        return (
+            f"Strategy.MaxSimultaneous {{ meta_key: {_quoted(self.meta_key)}, limit: {self.limit}, "
+            f"underlying: {self.underlying!r} }}"
+        )
+
+    def to_protocol(self) -> wire.Strategy:
+        return wire.MaxSimultaneous(self.meta_key, self.limit, self.underlying.to_protocol())
+
+
+@_nested(Strategy)
+@dataclass(frozen=True, slots=True, repr=False)
+class StrategyOrElse(Strategy):
+    """`second` where `first` has no chunk, looked at anew for each chunk of a reservation."""
+
+    __match_args__ = ("first", "second")
+    first: Strategy = field(kw_only=True)
+    second: Strategy = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_strategy("first", self.first)
+        _check_strategy("second", self.second)
+
+    def __repr__(self) -> str:
+        return f"Strategy.OrElse {{ first: {self.first!r}, second: {self.second!r} }}"
+
+    def to_protocol(self) -> wire.Strategy:
+        return wire.OrElse(self.first.to_protocol(), self.second.to_protocol())
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,8 +48,11 @@ EXTEND: Final = "extend"
 RETRY_LATER: Final = "retry-later"
 FAIL_SUBMISSION: Final = "fail-submission"
 COMPACT: Final = "compact"
+STRATEGIES: Final = "strategies"
 #: Every extension of this version, as they stand in the header and in Init.
-FEATURES: Final = (CLEAN_CLOSE, REFUSAL, DROPPED, RELEASE, EXTEND, RETRY_LATER, FAIL_SUBMISSION, COMPACT)
+FEATURES: Final = (
+    CLEAN_CLOSE, REFUSAL, DROPPED, RELEASE, EXTEND, RETRY_LATER, FAIL_SUBMISSION, COMPACT, STRATEGIES,
+)  # fmt: skip
 
 DropReason: TypeAlias = Literal["cancelled", "failed", "completed", "expired"]
 _DROP_REASONS: dict[str, DropReason] = {name: name for name in ("cancelled", "failed", "completed", "expired")}

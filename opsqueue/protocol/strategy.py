@@ -30,6 +30,7 @@ __all__ = [
     "SelectOnly",
     "Strategy",
     "StrategyError",
+    "beyond_reference",
     "canonical",
     "from_canonical",
     "parse",
@@ -127,6 +128,13 @@ _BY_LETTER = {letter[0]: kind for kind, letter in _LETTERS.items()}
 _NESTED = frozenset({"underlying", "first", "second"})
 _BOUNDS = {"value": (-(2**63), 2**63 - 1), "limit": (1, 2**32 - 1)}
 _KNOWN = "Oldest, Newest, Random, Highest, Lowest, PreferDistinct, SelectOnly, MaxSimultaneous and OrElse"
+
+
+def beyond_reference(strategy: Strategy) -> str | None:
+    """The name of the first part that a server without the feature `strategies` does not know; None: there is none."""
+    if not isinstance(strategy, Oldest | Newest | Random | PreferDistinct):
+        return type(strategy).__name__
+    return beyond_reference(strategy.underlying) if isinstance(strategy, PreferDistinct) else None
 
 
 def parse(obj: object) -> Strategy:

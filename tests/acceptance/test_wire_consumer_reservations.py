@@ -208,6 +208,16 @@ def test_a_failure_text_is_cut_at_the_limit_between_characters(serve: Serve) -> 
     assert wire.producer.failure(submission)["failure"] == "x" + "ü" * 511
 
 
+def test_a_failure_text_may_be_as_long_as_the_setting_says(serve: Serve) -> None:
+    wire = serve(max_chunk_retries=1, max_failure_size="300 KiB")
+    submission = wire.producer.insert(1)
+    consumer = wire.consumer()
+    [held] = consumer.reserve_ids()
+    consumer.fail(held, "x" * 400_000)
+    consumer.settle()
+    assert wire.producer.failure(submission)["failure"] == "x" * 300 * 1024
+
+
 def test_all_chunks_of_a_failed_submission_that_are_not_done_are_skipped(serve: Serve) -> None:
     wire = serve(max_chunk_retries=1)
     submission = wire.producer.insert(10)
