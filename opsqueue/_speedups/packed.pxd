@@ -190,7 +190,7 @@ cdef inline bint scan_report(const uint8_t *data, size_t size, Report *report, s
         return False
     if not read_string(&c, MAJOR_TEXT, &name, &name_size) or not equals(name, name_size, "reports", 7):
         return False
-    if not read_head(&c, MAJOR_ARRAY, &items):
+    if not read_head(&c, MAJOR_ARRAY, &items) or items > MAX_REPORTED:
         return False
     for i in range(items):
         if not scan_one_report(&c, data, report, text_limit):

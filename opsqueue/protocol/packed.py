@@ -105,8 +105,11 @@ def read_reports(value: object, where: str) -> tuple[Report, ...]:
     """Reports as they stand in ReportChunks. Raises MessageError."""
     reports: list[Report] = []
     left = MAX_CHUNKS
-    for item in read_array(value, where):
-        report = _read_report(item, f"{where}[]", left)
+    given = read_array(value, where)
+    if len(given) > MAX_CHUNKS:
+        raise MessageError(f"{where} has {len(given)} reports, it may have {MAX_CHUNKS}")
+    for number, item in enumerate(given):
+        report = _read_report(item, f"{where}[{number}]", left)
         left -= len(report.chunks)
         reports.append(report)
     return tuple(reports)

@@ -121,6 +121,37 @@ def test_a_wait_is_answered_with_the_chunks_that_were_done_meanwhile(server: Ser
         assert follower.resets == 1
 
 
+def test_the_rest_of_an_answer_that_holds_nothing_is_not_waited_for(server: Server) -> None:
+    with RawProducer(server.port) as producer:
+        submission = producer.insert(2_000 * BLOCK)
+        chunks = {block * BLOCK + 5 for block in range(1_024)}  # as many blocks as an answer has, then untouched ones
+        complete(server, submission, chunks)
+        follower = Follower(producer, submission)
+        status, body = producer.ask("GET", f"/producer/submissions/{submission}/done?since=0")
+        assert status == 200
+        assert follower.apply(json.loads(body))
+        with ParkedWait(server.port, waiting(submission, follower.change)) as wait:
+            answer = wait.answer().json  # at once: nobody completes anything
+        assert not follower.apply(answer)
+        assert follower.done == chunks
+        with ParkedWait(server.port, waiting(submission, follower.change)) as wait:
+            producer.wait_for_metric(PARKED, 1)
+            complete(server, submission, {6})
+            follower.apply(wait.answer().json)
+        assert follower.done == chunks | {6}
+
+
+def test_hundreds_who_ask_for_everything_at_once_are_all_answered(server: Server) -> None:
+    with RawProducer(server.port) as producer:
+        submission = producer.insert(500 * BLOCK)
+        chunks = {block * BLOCK + 5 for block in range(500)}
+        complete(server, submission, chunks)
+        asked = [ParkedWait(server.port, f"/producer/submissions/{submission}/done?since=0") for _ in range(200)]
+        for each in asked:
+            with each:
+                assert len(each.answer().json["blocks"]) == 500
+
+
 @pytest.mark.parametrize("how", ["restart", "kill", "kill-writer"])
 def test_after_a_restart_a_follower_begins_anew_and_knows_the_same(server_factory: ServerFactory, how: str) -> None:
     server = server_factory()

@@ -415,6 +415,8 @@ HOSTILE = {
     "an output that is none": [[[S, b"\x02", [None]]], "an output"],
     "an outcome that is none": [[[S, b"\x02", 7]], "outcome"],
     "reports in a map": [{"a": 1}, "array"],
+    "more reports than chunks may be named": [[[S, b"", None]] * 4097, "4097 reports"],
+    "the second of two": [[[S, b"\x02", None], [S, b"\x80", None]], "reports[1]"],
 }
 
 

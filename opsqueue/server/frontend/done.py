@@ -6,6 +6,7 @@ for those who get it: `epoch-number` in hexadecimal, with where to go on when an
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from opsqueue.server.writer.batch import State
 
 #: Block rows read from the file for one answer.
 BLOCKS_AN_ANSWER = 1_024
+#: Answers of one front-end that the writer makes at a time.
+QUESTIONS_AT_A_TIME = 2
 #: A submission that ends between the writer's word and the look into the file is asked for again, this often.
 ATTEMPTS = 4
 #: The epoch of answers that were read from the file: what has ended changes no more.
@@ -72,6 +75,8 @@ class DoneEndpoints:
         self._writer = writer
         self._lookups = lookups
         self._waits = waits
+        # An answer may be half a megabyte: many at once would hold up the writer, and fill memory on both sides.
+        self._asking = asyncio.Semaphore(QUESTIONS_AT_A_TIME)
 
     def endpoints(self) -> Iterator[Endpoint]:
         yield Endpoint("GET", "/producer/submissions/{id}/done", self.done)
@@ -91,7 +96,9 @@ class DoneEndpoints:
         """The answer as of now; and if it tells nothing new, the change beyond which there is something."""
         question = requests.DoneBlocks(submission, number.epoch, number.since, number.upto, number.at)
         for _ in range(ATTEMPTS):
-            match await self._writer.ask(question):
+            async with self._asking:
+                reply = await self._writer.ask(question)
+            match reply:
                 case requests.Blocks() as blocks:
                     return _from_writer(submission, number, blocks)
                 case requests.NotHeld():
@@ -100,7 +107,7 @@ class DoneEndpoints:
                         return None, None
                     if row.state not in (State.IN_PROGRESS, State.PAUSED):
                         return await self._from_file(number, row), None
-                case reply:
+                case _:
                     raise refused(reply)
         raise errors.unavailable(f"submission {submission} is changing; try again")
 
@@ -149,5 +156,6 @@ def _from_writer(submission: int, number: ChangeNumber, blocks: requests.Blocks)
     )
     unfinished = blocks.state in (State.IN_PROGRESS, State.PAUSED)
     # A number that is not known any more is said at once, also when nothing is done: the client forgets what it had.
-    nothing_new = not (blocks.runs or blocks.blocks or more or (blocks.reset and number.epoch))
+    # The rest of an answer is no news in itself and is never waited for, empty or not.
+    nothing_new = number.at == 0 and not (blocks.runs or blocks.blocks or more or (blocks.reset and number.epoch))
     return answer, blocks.upto if unfinished and nothing_new else None

@@ -267,10 +267,11 @@ class Commits:
     def _cancelled(self, submission: int) -> None:
         """The file says cancelled: that is final, even if its last chunk was completed meanwhile."""
         self.in_progress -= 1
+        # before the engine forgets it, and with it that it is watched
+        waiting = self._watches.ended(submission) if self._watches else []
         self._engine.finish_cancel(submission)
-        if self._watches:
-            for asker in self._watches.ended(submission):
-                self._reply(asker, requests.Done())
+        for asker in waiting:
+            self._reply(asker, requests.Done())
         for applied in (self.applied, self._carried):
             applied.ended = [ended for ended in applied.ended if ended.submission != submission]
 

@@ -36,6 +36,8 @@ class Watches:
         #: The change that each waits to be exceeded; None: waits for the end.
         self._waiting: dict[int, dict[Asker, int | None]] = {}
         self._submission_of: dict[Asker, int] = {}
+        #: How many of them wait for a change, by submission: thousands may wait for one, so nobody counts them again.
+        self._for_change: dict[int, int] = {}
         self._incarnations: dict[int, int] = {}
         self._followed: OrderedDict[int, int] = OrderedDict()
         self._followed_bytes = 0
@@ -48,14 +50,15 @@ class Watches:
         engine = self._engine
         if not engine.holds(submission) or engine.state(submission) not in _UNFINISHED:
             return False
-        if beyond is not None:
-            if engine.chunks_done(submission) != beyond:
-                return False
-            self._done.watch(submission)
+        if beyond is not None and engine.chunks_done(submission) != beyond:
+            return False
         if self._incarnations.get(asker.frontend) != asker.incarnation:
             self._forget_frontend(asker)
         self._waiting.setdefault(submission, {})[asker] = beyond
         self._submission_of[asker] = submission
+        if beyond is not None:
+            self._for_change[submission] = self._for_change.get(submission, 0) + 1
+            self._done.watch(submission)
         return True
 
     def remove(self, asker: Asker) -> None:
@@ -64,10 +67,14 @@ class Watches:
         if submission is None:
             return
         waiting = self._waiting[submission]
-        del waiting[asker]
+        beyond = waiting.pop(asker)
         if not waiting:
             del self._waiting[submission]
-        if all(beyond is None for beyond in waiting.values()):
+        if beyond is None:
+            return
+        self._for_change[submission] -= 1
+        if self._for_change[submission] == 0:
+            del self._for_change[submission]
             self._done.unwatch(submission)
 
     def _forget_frontend(self, asker: Asker) -> None:
@@ -86,16 +93,18 @@ class Watches:
             changed = [asker for asker, beyond in waiting.items() if beyond is not None and done > beyond]
             for asker in changed:
                 self.remove(asker)
-            if any(beyond is not None for beyond in waiting.values()):
+            if submission in self._for_change:
                 self._done.watch(submission)
             askers += changed
         return askers
 
     def ended(self, submission: int) -> list[Asker]:
         """All that wait for anything of a submission that has ended; they are parked no more."""
-        askers = list(self._waiting.get(submission, ()))
+        askers = list(self._waiting.pop(submission, ()))
         for asker in askers:
-            self.remove(asker)
+            del self._submission_of[asker]
+        if self._for_change.pop(submission, 0):
+            self._done.unwatch(submission)
         return askers
 
     # --- which blocks have changed ---
