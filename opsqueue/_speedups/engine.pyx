@@ -737,7 +737,7 @@ cdef class Engine:
             self.now_ms = now_ms
         if self.orders.starved:
             self.orders.starved = False
-            self.orders.epoch += 1
+            self.orders.wake_all()
         while fired < TIMERS_A_TURN:
             at = wheel_pop(&self.wheel, self.now_ms)
             if at == 0:

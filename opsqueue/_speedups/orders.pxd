@@ -20,7 +20,7 @@ cdef struct Strategy:         # by handle; 0, 1, 2 are Oldest, Newest, Random
     Plan *plans
     uint32_t plan_count
     uint32_t holds            # parked requests that name it
-    uint64_t used_ms          # when it was last asked for
+    bint counted              # in `selecting` and `limiting`
 
 
 cdef struct Shape:            # an index that strategies share, or the place of one
@@ -89,4 +89,7 @@ cdef class Orders:
     cdef Ranking *ranking_for(self, uint32_t shape)
     cdef void drop_ranking(self, uint32_t at) noexcept
     cdef list selections(self, int strategy)
+    cdef bint selects(self, Strategy *asked) noexcept
+    cdef bint limits(self, Strategy *asked) noexcept
+    cdef void wake_all(self) noexcept
     cdef bint take_woken(self, list found)

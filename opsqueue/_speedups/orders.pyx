@@ -222,7 +222,6 @@ cdef class Orders:
         made.plans = <Plan *>must(calloc(len(wanted), sizeof(Plan)))
         made.plan_count = <uint32_t>len(wanted)
         made.holds = 0
-        made.used_ms = self.now_ms
         self.canonicals[handle] = canonical
         self.handles[canonical] = handle
         try:
@@ -231,9 +230,29 @@ cdef class Orders:
         except StrategyError:
             self.forget(handle)
             raise
-        self.selecting += all(plan.selects for plan in wanted)
-        self.limiting += any(plan.limits for plan in wanted)
+        self.selecting += self.selects(made)
+        self.limiting += self.limits(made)
+        made.counted = True
         return handle
+
+    cdef bint selects(self, Strategy *asked) noexcept:
+        """It has SelectOnly in every alternative."""
+        cdef uint32_t at
+        for at in range(asked.plan_count):
+            if asked.plans[at].by.select_count == 0:
+                return False
+        return True
+
+    cdef bint limits(self, Strategy *asked) noexcept:
+        """It has MaxSimultaneous in some alternative."""
+        cdef uint32_t at, level
+        for at in range(asked.plan_count):
+            for level in range(8):
+                if asked.plans[at].by.limits[level]:
+                    return True
+            if asked.plans[at].shape != NO_SHAPE and self.shape_keys[asked.plans[at].shape][0] == MODE_LIMIT:
+                return True
+        return False
 
     cdef int fill(self, Plan *plan, object wanted) except -1:
         """Of `wanted`, a plan of opsqueue.server.plans."""
@@ -295,20 +314,13 @@ cdef class Orders:
     cdef void forget(self, int handle):
         cdef Strategy *old = &self.strategies[handle]
         cdef uint32_t at, level
-        cdef bint selects = old.plan_count > 0
-        cdef bint limits = False
+        if old.counted:
+            self.selecting -= self.selects(old)
+            self.limiting -= self.limits(old)
+        old.counted = False
         for at in range(old.plan_count):
-            selects = selects and old.plans[at].by.select_count > 0
-            for level in range(8):
-                limits = limits or old.plans[at].by.limits[level] != 0
-            if old.plans[at].shape != NO_SHAPE:
-                limits = limits or self.shape_keys[old.plans[at].shape][0] == MODE_LIMIT
             for level in range(old.plans[at].by.select_count):
                 self.key_dropped(old.plans[at].select_keys[level])
-        if selects:
-            self.selecting -= 1
-        if limits:
-            self.limiting -= 1
         free(old.plans)
         old.plans = NULL
         old.plan_count = 0
@@ -321,17 +333,28 @@ cdef class Orders:
         self.strategies[strategy].holds += <uint32_t>change
 
     cdef list selections(self, int strategy):
-        """The (key, value) of which a submission must have one, for a strategy that selects; None: it does not."""
+        """The (key, value) of which a submission must have one for the strategy to take it; None: any may concern it.
+
+        With a limit inside, what others complete concerns it too.
+        """
         cdef Strategy *asked = &self.strategies[strategy]
-        cdef uint32_t at
+        cdef uint32_t at, level
         cdef list found = []
         if strategy < FIRST_RANKED:
             return None
         for at in range(asked.plan_count):
             if asked.plans[at].by.select_count == 0:
                 return None
+            for level in range(8):
+                if asked.plans[at].by.limits[level]:
+                    return None
             found.append((self.key_records[asked.plans[at].select_keys[0]][0], asked.plans[at].select_values[0]))
         return found
+
+    cdef void wake_all(self) noexcept:
+        """Whatever kept anybody from being served may be over."""
+        self.epoch += 1
+        self.all_woken = True
 
     cdef bint take_woken(self, list found):
         """Add to `found` the (key, value) pairs that have got more chunks since the last call; True: perhaps all have."""
@@ -431,7 +454,7 @@ cdef class Orders:
                     return True
             ranking.ready = True
             self.building -= 1
-            self.epoch += 1  # whoever waits for it may be served
+            self.wake_all()  # whoever waits for it may be served
         return False
 
     cdef Submission *pick(self, int strategy, uint32_t *leaf, bint *whole) noexcept:
@@ -447,7 +470,6 @@ cdef class Orders:
         whole[0] = strategy < RANDOM
         if strategy >= FIRST_RANKED:
             asked = &self.strategies[strategy]
-            asked.used_ms = self.now_ms
             for at in range(asked.plan_count):
                 plan = &asked.plans[at]
                 leaf[0] = plan.leaf

@@ -125,6 +125,18 @@ def test_a_request_held_back_by_its_limit_wakes_when_the_count_falls(wire: Wire,
     assert [chunk.id[0] for chunk in consumer.chunks(nonce)] == [submission]
 
 
+def test_a_limit_inside_a_selection_wakes_when_somebody_else_completes(wire: Wire) -> None:
+    submission = of(wire, 3, queue=1, customer=1)
+    holder = wire.consumer()
+    (held,) = holder.reserve_ids(1)
+    consumer = wire.consumer()
+    nonce = consumer.ask(1, select("queue", 1, at_most("customer", 1)))
+    consumer.settle()
+    assert consumer.has_nothing()
+    holder.complete(held)
+    assert [chunk.id[0] for chunk in consumer.chunks(nonce)] == [submission]
+
+
 def test_without_the_key_there_is_no_limit(wire: Wire) -> None:
     free = of(wire, 3)
     bound = of(wire, 3, customer=1)
