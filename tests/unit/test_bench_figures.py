@@ -1,4 +1,4 @@
-"""What the benchmark's rows promise: ratios that say better or worse, who was the limit, tables that can be read back."""
+"""What the benchmark's rows promise: ratios that say better or worse, who was the limit, tables that read back."""
 
 from __future__ import annotations
 
