@@ -368,7 +368,7 @@ cdef inline bint takes_part(Ranking *r, Values *values, const PickBy *by, uint32
     for level in range(r.depth):
         value = r.bunches[bunch].values[level]
         if level < by.select_count:
-            if value != by.selected[level]:
+            if value == 0 or value != by.selected[level]:  # a value that nobody has is 0 as well
                 return False
         elif by.limits[level] and value and values.at[value].in_flight >= by.limits[level]:
             return False

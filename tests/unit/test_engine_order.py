@@ -15,6 +15,7 @@ from opsqueue.protocol.strategy import (
     OrElse,
     PreferDistinct,
     Random,
+    SelectOnly,
     Strategy,
     canonical,
 )
@@ -147,6 +148,13 @@ def test_a_strategy_that_cannot_be_served_is_refused_with_its_reason(
     with pytest.raises(ValueError, match=complaint):
         engine.reserve_chunks(HOLDER, strategy, 1)
     assert complaint in engine.refusal
+
+
+def test_a_value_that_nobody_has_is_not_taken_for_no_value(engine: ScriptedEngine) -> None:
+    engine.add_submission(1, 2, 1, {"a": 1}, direct=False)
+    both = SelectOnly("a", 1, SelectOnly("b", 1, Oldest()))
+    assert engine.reserve_chunks(HOLDER, canonical(both), 2) == []
+    assert [chunk[1] for chunk in engine.reserve_chunks(HOLDER, canonical(OrElse(both, Newest())), 2)] == [1, 0]
 
 
 def test_eight_nested_keys_are_served(engine: ScriptedEngine) -> None:
