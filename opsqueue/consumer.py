@@ -14,6 +14,7 @@ from opentelemetry import context as otel_context
 from opsqueue import opsqueue_internal, tracing
 from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat, decode_chunk, encode_chunk
 from opsqueue.opsqueue_internal import Chunk, ChunkIndex, Strategy, SubmissionId
+from opsqueue.serialization import compression_of
 
 __all__ = ["Chunk", "ConsumerClient", "Strategy", "SubmissionId"]
 
@@ -81,7 +82,8 @@ class ConsumerClient:
             try:
                 with _tracer.start_as_current_span("run_chunk", kind=trace.SpanKind.CONSUMER, attributes=attributes):
                     ops = decode_chunk(chunk.input_content, serialization_format)
-                    return encode_chunk(chunk_callback(ops, chunk), serialization_format)
+                    results = chunk_callback(ops, chunk)
+                    return encode_chunk(results, serialization_format, compression_of(chunk.input_content))
             finally:
                 otel_context.detach(token)
 

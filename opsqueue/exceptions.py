@@ -1,7 +1,8 @@
 """Every exception of the client library, in one tree; raises none of them itself.
 
-Three kinds: what a submission came to (SubmissionFailedError and its siblings), what the caller got wrong
-(IncorrectUsageError), and what went wrong underneath (OpsqueueInternalError, with the cause in `__cause__`).
+Four kinds: what a submission came to (SubmissionFailedError and its siblings), what the caller got wrong
+(IncorrectUsageError), what was stored and cannot be read (DeserializationError), and what went wrong underneath
+(OpsqueueInternalError, with the cause in `__cause__`).
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ __all__ = [
     "ChunkRetrievalError",
     "ChunkStorageError",
     "ChunksStorageError",
+    "DecompressionError",
+    "DeserializationError",
     "IncorrectUsageError",
     "InternalConsumerClientError",
     "InternalProducerClientError",
     "NewObjectStoreClientError",
     "OpsqueueInternalError",
+    "SerializationError",
     "SubmissionCancelledError",
     "SubmissionFailedError",
     "SubmissionNotCancellableError",
@@ -122,6 +126,32 @@ class TooManyMatchingSubmissionsError(IncorrectUsageError):
 
     def __str__(self) -> str:
         return f"more than {self.max_submissions} submissions match; ask for more pairs of strategic metadata"
+
+
+class SerializationError(IncorrectUsageError):
+    """An operation or result that its format cannot write; `index` is its place in the submission or chunk, if known.
+
+    In the submission for a producer, in the chunk for a consumer's results. `reason` names the type.
+    """
+
+    def __init__(self, reason: str, index: int | None = None) -> None:
+        super().__init__(reason, index)
+        self.reason = reason
+        self.index = index
+
+    def __str__(self) -> str:
+        return self.reason if self.index is None else f"operation {self.index}: {self.reason}"
+
+
+class DeserializationError(ValueError):
+    """Bytes that hold no operations, or a value among them that this program cannot make."""
+
+
+class DecompressionError(DeserializationError):
+    """A compressed chunk that is cut off, broken, or larger than the limit."""
+
+    def __str__(self) -> str:
+        return f"the chunk cannot be decompressed: {super().__str__()}"
 
 
 class OpsqueueInternalError(Exception):

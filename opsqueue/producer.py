@@ -6,14 +6,13 @@ Serialization, chunking and tracing are done here; chunks of bytes are the raw c
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 from opentelemetry import trace
 
 from opsqueue import opsqueue_internal, tracing
 from opsqueue.client.done_chunks import DoneChunks
-from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat, decode_chunk, encode_chunk
+from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat, decode_chunk, encode_chunk  # noqa: F401
 from opsqueue.exceptions import (
     SubmissionFailedError,
     SubmissionNotCancellableError,
@@ -28,6 +27,8 @@ from opsqueue.opsqueue_internal import (
     SubmissionNotCancellable,
     SubmissionStatus,
 )
+from opsqueue.serialization import Compression, check_compression, packed_chunks
+from opsqueue.serialization.compression import DEFAULT_LEVEL
 
 __all__ = [
     "ChunkFailed",
@@ -84,14 +85,18 @@ class ProducerClient:
         serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
+        compression: Compression | None = None,
+        compression_level: int = DEFAULT_LEVEL,
     ) -> SubmissionId:
         """Stores `ops` in chunks of `chunk_size` and inserts them as one submission.
 
         `ops` is consumed as it is stored. Raises ChunkSizeIsZeroError before that, ChunksStorageError when a chunk
-        cannot be stored; what `ops` or the serialization raises passes through.
+        cannot be stored, SerializationError for an operation that cannot be encoded; what `ops` or a format of your
+        own raises passes through. `compression="zstd"` compresses the chunks, which the reference's consumers cannot
+        read.
         """
         return self.insert_submission_chunks(
-            _packed(ops, chunk_size, serialization_format),
+            _packed(ops, chunk_size, serialization_format, compression, compression_level),
             metadata=metadata,
             strategic_metadata=strategic_metadata,
             chunk_size=chunk_size,
@@ -122,6 +127,8 @@ class ProducerClient:
         serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
+        compression: Compression | None = None,
+        compression_level: int = DEFAULT_LEVEL,
     ) -> Iterator[Any]:
         """Inserts, waits for the end, and gives the results in order, downloaded as they are taken.
 
@@ -129,7 +136,7 @@ class ProducerClient:
         """
         with _tracer.start_as_current_span("run_submission"):
             chunks = self.run_submission_chunks(
-                _packed(ops, chunk_size, serialization_format),
+                _packed(ops, chunk_size, serialization_format, compression, compression_level),
                 metadata=metadata,
                 strategic_metadata=strategic_metadata,
                 chunk_size=chunk_size,
@@ -158,11 +165,13 @@ class ProducerClient:
         serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
+        compression: Compression | None = None,
+        compression_level: int = DEFAULT_LEVEL,
     ) -> AsyncIterator[Any]:
         """As `run_submission`, without blocking the event loop for the network; `ops` is taken on the loop's thread."""
         with _tracer.start_as_current_span("run_submission"):
             chunks = await self.async_run_submission_chunks(
-                _packed(ops, chunk_size, serialization_format),
+                _packed(ops, chunk_size, serialization_format, compression, compression_level),
                 metadata=metadata,
                 strategic_metadata=strategic_metadata,
                 chunk_size=chunk_size,
@@ -262,16 +271,18 @@ class ProducerClient:
         return self.inner.is_completed(submission_id)
 
 
-def _packed(ops: Iterable[Any], chunk_size: int, serialization_format: SerializationFormat) -> Iterator[bytes]:
-    # not a generator itself: a wrong size is reported before the first operation is taken
+def _packed(
+    ops: Iterable[Any],
+    chunk_size: int,
+    serialization_format: SerializationFormat,
+    compression: Compression | None,
+    level: int,
+) -> Iterator[bytes]:
+    # not a generator itself: what is wrong with the arguments is reported before the first operation is taken
     if chunk_size <= 0:
         raise ChunkSizeIsZeroError(f"chunk_size must be at least 1, it is {chunk_size}")
-    return _chunks(iter(ops), chunk_size, serialization_format)
-
-
-def _chunks(ops: Iterator[Any], chunk_size: int, serialization_format: SerializationFormat) -> Iterator[bytes]:
-    while chunk := tuple(islice(ops, chunk_size)):
-        yield encode_chunk(chunk, serialization_format)
+    check_compression(compression, level)
+    return packed_chunks(ops, chunk_size, serialization_format, compression, level=level)
 
 
 def _unpacked(chunks: Iterable[bytes], serialization_format: SerializationFormat) -> Iterator[Any]:
