@@ -7,6 +7,7 @@ program has; data can never make it import or call anything else.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -43,10 +44,10 @@ _WRITTEN_BY_CBOR2: Final = (
     *(date, Decimal, UUID),
 )
 
-#: A float or a Decimal that is not finite, as cbor2 writes both.
-_NOT_FINITE: Final = (b"\xf9\x7e\x00", b"\xf9\x7c\x00", b"\xf9\xfc\x00")
-_CONTAINERS: Final = frozenset({list, tuple, dict, set, frozenset})
-_LEAVES: Final = frozenset({bool, int, float, str, bytes, type(None), datetime, date, UUID})
+#: A float or a Decimal that is not finite, as cbor2 writes both. (The search skips to the first byte by memchr.)
+_NOT_FINITE: Final = re.compile(rb"\xf9[\x7c\x7e\xfc]\x00")
+_SEQUENCES: Final = frozenset({list, tuple, set, frozenset})
+_KNOWN: Final = _SEQUENCES | {dict, bool, int, float, str, bytes, type(None), datetime, date, UUID}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class CborFormat:
             return self._dumps_with_encoders(obj)  # a naive datetime, or an error to be told
         except (ValueError, OverflowError, RecursionError) as error:
             raise SerializationError(str(error)) from error
-        if b"\xf9" in data and any(map(data.__contains__, _NOT_FINITE)) and _may_hold_decimals(obj):
+        if b"\xf9" in data and _NOT_FINITE.search(data) and _may_hold_decimals(obj):
             return self._dumps_with_encoders(obj)
         return data
 
@@ -211,20 +212,17 @@ def _to_decimal(text: Any) -> Decimal:
 
 
 def _may_hold_decimals(obj: Any) -> bool:
-    """False when `obj` is made of plain values only; it has been encoded, so it is finite."""
-    pending = [obj]
-    while pending:
-        container = pending.pop()
-        types = set(map(type, _members(container))) - _LEAVES
-        if not types <= _CONTAINERS:
+    """False when `obj` is made of plain values only. One level after the other; it has been encoded, so they end."""
+    level = [obj]
+    while level:
+        types = set(map(type, level))
+        if not types <= _KNOWN:
             return True
-        if types:
-            pending += [member for member in _members(container) if type(member) in _CONTAINERS]
+        sequences = [] if types.isdisjoint(_SEQUENCES) else [value for value in level if type(value) in _SEQUENCES]
+        maps = [value for value in level if type(value) is dict] if dict in types else []
+        level = [*chain.from_iterable(sequences), *chain.from_iterable(maps)]
+        level.extend(chain.from_iterable(map(dict.values, maps)))
     return False
-
-
-def _members(container: Any) -> Iterable[Any]:
-    return chain(container, container.values()) if type(container) is dict else container
 
 
 def _same_class(one: type, other: type) -> bool:
