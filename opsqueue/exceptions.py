@@ -26,8 +26,10 @@ __all__ = [
     "InternalConsumerClientError",
     "InternalProducerClientError",
     "NewObjectStoreClientError",
+    "NotOfferedError",
     "OpsqueueInternalError",
     "SubmissionCancelledError",
+    "SubmissionConflictError",
     "SubmissionFailedError",
     "SubmissionNotCancellableError",
     "SubmissionNotCompletedYetError",
@@ -104,6 +106,21 @@ class ChunkCountIsZeroError(IncorrectUsageError):
 
 class NewObjectStoreClientError(IncorrectUsageError):
     """The object store's URL or options are wrong."""
+
+
+class NotOfferedError(IncorrectUsageError):
+    """The server does not offer what was asked for, as the reference implementation does not."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"this server does not offer {self.what}; an opsqueue server of ours, of this version or later, does"
+
+
+class SubmissionConflictError(IncorrectUsageError):
+    """A submission with the same key or prefix and other contents is in progress; nothing was inserted."""
 
 
 class SubmissionNotCompletedYetError(IncorrectUsageError):

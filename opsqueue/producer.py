@@ -6,14 +6,15 @@ Serialization, chunking and tracing are done here; chunks of bytes are the raw c
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
-from opentelemetry import trace
-
-from opsqueue import opsqueue_internal, tracing
+from opsqueue import opsqueue_internal
+from opsqueue.client import packing, spans
 from opsqueue.client.done_chunks import DoneChunks
-from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat, decode_chunk, encode_chunk
+from opsqueue.client.packing import ChunkSizeIsZeroError as ChunkSizeIsZeroError
+from opsqueue.client.progress import Meter, Progress
+from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat, decode_chunk
+from opsqueue.common import encode_chunk as encode_chunk
 from opsqueue.exceptions import (
     SubmissionFailedError,
     SubmissionNotCancellableError,
@@ -43,15 +44,6 @@ __all__ = [
     "TooManyMatchingSubmissionsError",
 ]
 
-_tracer = trace.get_tracer("opsqueue.producer")
-
-
-class ChunkSizeIsZeroError(Exception):
-    """chunk_size must be at least 1."""
-
-    def __str__(self) -> str:
-        return str(self.args[0]) if self.args else "chunk_size must be at least 1"
-
 
 class ProducerClient:
     """Inserts submissions, waits for them and reads their results. Thread-safe; opens no connection when it is made.
@@ -67,6 +59,7 @@ class ProducerClient:
         self, opsqueue_url: str, object_store_url: str, *, object_store_options: Sequence[tuple[str, str]] = []
     ) -> None:
         self.inner = opsqueue_internal.ProducerClient(opsqueue_url, object_store_url, object_store_options)
+        self._meter = Meter()
 
     def server_version(self) -> str:
         """The server's version, such as `v0.40.1`."""
@@ -91,7 +84,7 @@ class ProducerClient:
         cannot be stored; what `ops` or the serialization raises passes through.
         """
         return self.insert_submission_chunks(
-            _packed(ops, chunk_size, serialization_format),
+            packing.packed(ops, chunk_size, serialization_format),
             metadata=metadata,
             strategic_metadata=strategic_metadata,
             chunk_size=chunk_size,
@@ -111,7 +104,38 @@ class ProducerClient:
             metadata,
             strategic_metadata,
             chunk_size,
-            tracing.current_opentelemetry_tracecontext_to_carrier(),
+            spans.current_carrier(),
+        )
+
+    def find_or_insert(
+        self,
+        ops: Iterable[Any],
+        *,
+        chunk_size: int,
+        key: str | None = None,
+        prefix: str | None = None,
+        serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
+        metadata: bytes | None = None,
+        strategic_metadata: dict[str, int] | None = None,
+    ) -> SubmissionId:
+        """The submission with `key` that is in progress or completed; when there is none, `ops` as a new one.
+
+        However often it is called, by however many programs, there is one submission for a key (1 to 255 ASCII
+        characters) as long as the server remembers it; `ops` is not touched when it is there. A failed or cancelled one
+        is found for a minute after its end, then made anew. `prefix` instead of `key`: the same for the place in the
+        object store, also with the reference's server; it must be given to nothing else.
+
+        Raises as `insert_submission`; SubmissionConflictError when a submission of other size or metadata has the key
+        and is in progress; NotOfferedError for a key with the reference's server.
+        """
+        return self.inner.find_or_insert_chunks(
+            packing.packed(ops, chunk_size, serialization_format),
+            key=key,
+            prefix=prefix,
+            metadata=metadata,
+            strategic_metadata=strategic_metadata,
+            chunk_size=chunk_size,
+            otel_trace_carrier=spans.current_carrier(),
         )
 
     def run_submission(
@@ -127,14 +151,14 @@ class ProducerClient:
 
         Raises, at the call, as `insert_submission` and `blocking_stream_completed_submission` do.
         """
-        with _tracer.start_as_current_span("run_submission"):
+        with spans.running_submission():
             chunks = self.run_submission_chunks(
-                _packed(ops, chunk_size, serialization_format),
+                packing.packed(ops, chunk_size, serialization_format),
                 metadata=metadata,
                 strategic_metadata=strategic_metadata,
                 chunk_size=chunk_size,
             )
-        return _unpacked(chunks, serialization_format)
+        return packing.unpacked(chunks, serialization_format)
 
     def run_submission_chunks(
         self,
@@ -160,14 +184,14 @@ class ProducerClient:
         strategic_metadata: dict[str, int] | None = None,
     ) -> AsyncIterator[Any]:
         """As `run_submission`, without blocking the event loop for the network; `ops` is taken on the loop's thread."""
-        with _tracer.start_as_current_span("run_submission"):
+        with spans.running_submission():
             chunks = await self.async_run_submission_chunks(
-                _packed(ops, chunk_size, serialization_format),
+                packing.packed(ops, chunk_size, serialization_format),
                 metadata=metadata,
                 strategic_metadata=strategic_metadata,
                 chunk_size=chunk_size,
             )
-        return _unpacked_async(chunks, serialization_format)
+        return packing.unpacked_async(chunks, serialization_format)
 
     async def async_run_submission_chunks(
         self,
@@ -183,7 +207,7 @@ class ProducerClient:
             metadata,
             strategic_metadata,
             chunk_size,
-            tracing.current_opentelemetry_tracecontext_to_carrier(),
+            spans.current_carrier(),
         )
         return await self.async_stream_completed_submission_chunks(submission_id)
 
@@ -200,7 +224,7 @@ class ProducerClient:
         ChunkRetrievalError at a result that is missing.
         """
         chunks = self.blocking_stream_completed_submission_chunks(submission_id, timeout=timeout)
-        return _unpacked(chunks, serialization_format)
+        return packing.unpacked(chunks, serialization_format)
 
     def blocking_stream_completed_submission_chunks(
         self, submission_id: SubmissionId, *, timeout: float | None = None
@@ -222,7 +246,7 @@ class ProducerClient:
 
         Raises SubmissionNotCompletedYetError, also for one that is unknown or cancelled, and SubmissionFailedError.
         """
-        return _unpacked(self.try_stream_completed_submission_chunks(submission_id), serialization_format)
+        return packing.unpacked(self.try_stream_completed_submission_chunks(submission_id), serialization_format)
 
     def try_stream_completed_submission_chunks(self, submission_id: SubmissionId) -> Iterator[bytes]:
         """As `try_stream_completed_submission`, of chunks as they are stored."""
@@ -238,6 +262,44 @@ class ProducerClient:
     def get_submission_status(self, submission_id: SubmissionId) -> SubmissionStatus | None:
         """How far the submission is; None when it is unknown."""
         return self.inner.get_submission_status(submission_id)
+
+    def wait(self, submission_id: SubmissionId, *, timeout: float | None = None) -> SubmissionStatus:
+        """Waits for the submission's end, `timeout` seconds at most, and gives its status then, whatever it is.
+
+        Raises TimeoutError and SubmissionNotFoundError.
+        """
+        return self.inner.run(self.inner.calls.wait(submission_id, timeout))
+
+    def progress(self, submission_id: SubmissionId) -> Progress:
+        """How far the submission is, how fast it goes on and how long that will take, from one look to the next.
+
+        Raises SubmissionNotFoundError.
+        """
+        status = self.get_submission_status(submission_id)
+        if status is None:
+            raise SubmissionNotFoundError(submission_id.id)
+        return self._meter.progress(status)
+
+    def stream_submission(
+        self,
+        submission_id: SubmissionId,
+        *,
+        ordered: bool = False,
+        serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
+    ) -> Iterator[tuple[int, Sequence[Any]]]:
+        """(chunk index, its results) while the submission is running: as chunks end, or in order if `ordered`.
+
+        Raises SubmissionNotFoundError, ChunkRetrievalError, and after all that is done SubmissionFailedError or
+        SubmissionCancelledError. Offered by our own server only; InternalProducerClientError with another one.
+        """
+        for index, content in self.stream_submission_chunks(submission_id, ordered=ordered):
+            yield index, decode_chunk(content, serialization_format)
+
+    def stream_submission_chunks(
+        self, submission_id: SubmissionId, *, ordered: bool = False
+    ) -> Iterator[tuple[int, bytes]]:
+        """As `stream_submission`, of chunks as they are stored."""
+        return self.inner.stream_submission_chunks(submission_id, ordered=ordered)
 
     def done_chunks(self, submission_id: SubmissionId) -> DoneChunks:
         """Which of the submission's chunks are done: an object to `refresh`, for which only what changed travels.
@@ -260,28 +322,3 @@ class ProducerClient:
     def is_completed(self, submission_id: SubmissionId) -> bool:
         """Whether the submission is completed. Raises SubmissionNotFoundError when it is unknown."""
         return self.inner.is_completed(submission_id)
-
-
-def _packed(ops: Iterable[Any], chunk_size: int, serialization_format: SerializationFormat) -> Iterator[bytes]:
-    # not a generator itself: a wrong size is reported before the first operation is taken
-    if chunk_size <= 0:
-        raise ChunkSizeIsZeroError(f"chunk_size must be at least 1, it is {chunk_size}")
-    return _chunks(iter(ops), chunk_size, serialization_format)
-
-
-def _chunks(ops: Iterator[Any], chunk_size: int, serialization_format: SerializationFormat) -> Iterator[bytes]:
-    while chunk := tuple(islice(ops, chunk_size)):
-        yield encode_chunk(chunk, serialization_format)
-
-
-def _unpacked(chunks: Iterable[bytes], serialization_format: SerializationFormat) -> Iterator[Any]:
-    for chunk in chunks:
-        yield from decode_chunk(chunk, serialization_format)
-
-
-async def _unpacked_async(
-    chunks: AsyncIterator[bytes], serialization_format: SerializationFormat
-) -> AsyncIterator[Any]:
-    async for chunk in chunks:
-        for result in decode_chunk(chunk, serialization_format):
-            yield result

@@ -30,6 +30,7 @@ _STATUS = _SQL["status"]
 _DIRECT_INPUT = _SQL["direct_input"]
 _DIRECT_OUTPUT = _SQL["direct_output"]
 _NEWEST_BY_PREFIX = _SQL["newest_by_prefix"]
+_NEWEST_BY_KEY = _SQL["newest_by_key"]
 _BLOCKS = _SQL["blocks"]
 _UNFINISHED = _SQL["unfinished"]
 _COUNT_PAIR = _SQL["count_pair"]
@@ -139,6 +140,11 @@ class Reader:
     def lookup_by_prefix(self, prefix: str) -> int | None:
         """The newest submission with this prefix, whatever its state."""
         row = self._row(_NEWEST_BY_PREFIX, (prefix,))
+        return None if row is None else row[0]
+
+    def lookup_by_key(self, key: str) -> int | None:
+        """The newest submission with this Idempotency-Key, whatever its state."""
+        row = self._row(_NEWEST_BY_KEY, (key,))
         return None if row is None else row[0]
 
     def lookup_by_strategic_metadata(self, pairs: Mapping[str, int], limit: int) -> list[int]:

@@ -608,7 +608,7 @@ def test_the_span_of_a_chunk_is_a_child_of_its_submissions_context(
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr("opsqueue.consumer._tracer", provider.get_tracer("test"))
+    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: provider)
     number = fake.server.add(_direct([1], [2]))
     fake.server.submissions[number]["carrier"] = (
         '{"traceparent":"00-' + "1" * 32 + "-" + "2" * 16 + '-01","baggage":"customer=acme"}'

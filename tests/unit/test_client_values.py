@@ -220,7 +220,7 @@ CHUNKS = [("chunk_contents", ANY, EMPTY), *META, ("chunk_size", ONLY, None)]
 BY_ID = [("submission_id", ANY, EMPTY)]
 TIMEOUT = ("timeout", ONLY, None)
 STRATEGY = ("strategy", ONLY, Strategy.Random())
-PREFETCH = ("prefetch", ONLY, 0)
+PREFETCH = ("prefetch", ONLY, None)
 REPORT = [("submission_id", ANY, EMPTY), ("submission_prefix", ANY, EMPTY), ("chunk_index", ANY, EMPTY)]
 NEW = [("opsqueue_url", ANY, EMPTY), ("object_store_url", ANY, EMPTY), ("object_store_options", ONLY, [])]
 

@@ -22,6 +22,9 @@ SELECT block, done FROM blocks WHERE submission_id = ? AND block >= ? ORDER BY b
 -- name: newest_by_prefix
 SELECT id FROM submissions WHERE prefix = ? ORDER BY id DESC LIMIT 1;
 
+-- name: newest_by_key
+SELECT id FROM submissions WHERE idempotency_key = ? ORDER BY id DESC LIMIT 1;
+
 -- name: unfinished
 SELECT id FROM submissions WHERE state < 2 ORDER BY id LIMIT ?;
 
