@@ -111,7 +111,8 @@ cdef class Engine:
         slotmap_open(&self.by_id)
         reservations_open(&self.reservations)
         wheel_open(&self.wheel)
-        self.orders = Orders(self.random)
+        # a stream of its own: with ours the chunk would follow from the submission that was drawn
+        self.orders = Orders(mixed(self.random + 3))
         dirty_open(&self.dirty, mixed(self.random + 2))
         self.free_submission = NO_SLOT
         self.drop_jobs = self.free_jobs = NO_SLOT
