@@ -6,13 +6,21 @@ Serialization, chunking and tracing are done here; chunks of bytes are the raw c
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from opsqueue import opsqueue_internal
 from opsqueue.client import packing, spans
 from opsqueue.client.done_chunks import DoneChunks
 from opsqueue.client.packing import ChunkSizeIsZeroError as ChunkSizeIsZeroError
 from opsqueue.client.progress import Meter, Progress
+from opsqueue.client.raw_producer import ProducerClient as RawProducerClient
+from opsqueue.client.values import (
+    ChunkFailed,
+    SubmissionCompleted,
+    SubmissionFailed,
+    SubmissionId,
+    SubmissionNotCancellable,
+    SubmissionStatus,
+)
 from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat, decode_chunk
 from opsqueue.common import encode_chunk as encode_chunk
 from opsqueue.exceptions import (
@@ -21,14 +29,9 @@ from opsqueue.exceptions import (
     SubmissionNotFoundError,
     TooManyMatchingSubmissionsError,
 )
-from opsqueue.opsqueue_internal import (
-    ChunkFailed,
-    SubmissionCompleted,
-    SubmissionFailed,
-    SubmissionId,
-    SubmissionNotCancellable,
-    SubmissionStatus,
-)
+
+if TYPE_CHECKING:
+    from opsqueue.client.async_producer import AsyncProducerClient as AsyncProducerClient
 
 __all__ = [
     "ChunkFailed",
@@ -58,7 +61,7 @@ class ProducerClient:
     def __init__(
         self, opsqueue_url: str, object_store_url: str, *, object_store_options: Sequence[tuple[str, str]] = []
     ) -> None:
-        self.inner = opsqueue_internal.ProducerClient(opsqueue_url, object_store_url, object_store_options)
+        self.inner = RawProducerClient(opsqueue_url, object_store_url, object_store_options)
         self._meter = Meter()
 
     def server_version(self) -> str:
@@ -322,3 +325,12 @@ class ProducerClient:
     def is_completed(self, submission_id: SubmissionId) -> bool:
         """Whether the submission is completed. Raises SubmissionNotFoundError when it is unknown."""
         return self.inner.is_completed(submission_id)
+
+
+def __getattr__(name: str) -> object:
+    # imported late: a program without coroutines saves a quarter of a second
+    if name == "AsyncProducerClient":
+        from opsqueue.client.async_producer import AsyncProducerClient
+
+        return AsyncProducerClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final
 
-from opsqueue.client import convert, outcomes
+from opsqueue.client import convert_chunk, outcomes
 from opsqueue.client.async_connection import AsyncConnection
 from opsqueue.client.chunk_context import ChunkContext, Entered
 from opsqueue.client.session import Arrival, ConnectionLostError, Reservation
@@ -167,7 +167,7 @@ class AsyncChunkLoop:
         if connection.knows(wire.CLEAN_CLOSE):
             connection.send([wire.WorkingOn(chunk_id)])
         context = ChunkContext(
-            convert.chunk(arrival.chunk, arrival.submission, content), lambda: connection.dropped(chunk_id)
+            convert_chunk.chunk(arrival.chunk, arrival.submission, content), lambda: connection.dropped(chunk_id)
         )
         try:
             with Entered(context):

@@ -174,7 +174,7 @@ class AsyncProducerClient:
         view = DoneView(
             number_of(submission_id), lambda timeout: self._calls.waiting_for_change(submission_id, timeout)
         )
-        stream = streaming.stream_async(
+        stream = async_transfer.stream(
             streaming.Finished(view, ordered=ordered),
             lambda: self._run(view.refreshing(streaming.WAIT_S)),
             lambda index: self._result(submission, index),

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from opsqueue.client.async_store import AsyncStore
 from opsqueue.client.download import FIRST_AHEAD, MAX_AHEAD
 from opsqueue.client.store import StoreError, input_path
+from opsqueue.client.streaming import Finished
 from opsqueue.client.upload import MAX_BYTES, MAX_CHUNKS
 from opsqueue.exceptions import ChunksStorageError
 
@@ -58,3 +59,28 @@ async def download(fetch: Callable[[int], Awaitable[bytes]], total: int) -> Asyn
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+async def stream(
+    finished: Finished,
+    refresh: Callable[[], Awaitable[bool]],
+    fetch: Callable[[int], Awaitable[bytes]],
+    ended: Callable[[], bool],
+) -> AsyncIterator[tuple[int, bytes]]:
+    """As `opsqueue.client.streaming.stream`, under asyncio."""
+    running: deque[tuple[int, asyncio.Future[bytes]]] = deque()
+    try:
+        while True:
+            while len(running) < MAX_AHEAD and (chunk := finished.take()) is not None:
+                running.append((chunk, asyncio.ensure_future(fetch(chunk))))
+            if running:
+                index, content = running.popleft()
+                yield index, await content
+            elif ended():
+                return
+            else:
+                await refresh()
+                finished.refreshed()
+    finally:
+        for _, content in running:
+            content.cancel()

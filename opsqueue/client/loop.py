@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from opsqueue.client import convert, outcomes
+from opsqueue.client import convert_chunk, outcomes
 from opsqueue.client.chunk_context import ChunkContext, Entered
 from opsqueue.client.in_hand import InHand
 from opsqueue.client.keeper import Keeper
@@ -91,7 +91,7 @@ class ChunkLoop:
             self._current = None
             return
         self._in_hand.sized(len(content))
-        chunk = convert.chunk(arrival.chunk, arrival.submission, content)
+        chunk = convert_chunk.chunk(arrival.chunk, arrival.submission, content)
         self._in_hand.begin(arrival)
         self._keeper.notice()
         connection, chunk_id = self._in_hand.connection, arrival.id

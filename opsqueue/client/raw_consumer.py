@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from opsqueue.client import convert, outcomes
+from opsqueue.client import convert_chunk, outcomes
 from opsqueue.client.backoff import Backoff
 from opsqueue.client.connection import Connection
 from opsqueue.client.pool import Pool, ready
@@ -229,7 +229,7 @@ class ConsumerClient:
                 failed.__cause__ = content
                 connection.send([wire.FailChunk(arrival.id, outcomes.failure_text(str(content)))])
             else:
-                chunks.append(convert.chunk(arrival.chunk, arrival.submission, content))
+                chunks.append(convert_chunk.chunk(arrival.chunk, arrival.submission, content))
         if not chunks and failed is not None:
             raise failed
         return chunks

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
 from opsqueue.client import streaming, upload
 from opsqueue.client.done_chunks import DoneChunks
-from opsqueue.client.download import PyChunksAsyncIter, PyChunksIter
+from opsqueue.client.download import PyChunksAsyncIter, PyChunksIter, Start
 from opsqueue.client.exchange import Call
 from opsqueue.client.http import HttpClient
 from opsqueue.client.ids import new_prefix
-from opsqueue.client.pool import Pool
+from opsqueue.client.pool import Pool, ready
 from opsqueue.client.producer_calls import ProducerCalls, completed_status, insert_body, number_of, submission_of
 from opsqueue.client.store import StoreError, open_store, output_path
 from opsqueue.client.urls import parse_address
@@ -119,6 +119,8 @@ class ProducerClient:
         )
 
     async def _on_thread(self, call: Callable[[], T]) -> T:
+        import asyncio  # most programs do without
+
         return await asyncio.wrap_future(self._pool.submit(call))
 
     def insert_submission_direct(
@@ -169,16 +171,22 @@ class ProducerClient:
 
     async def async_stream_completed_submission_chunks(self, submission_id: SubmissionId) -> PyChunksAsyncIter:
         """As `blocking_stream_completed_submission_chunks`, without blocking the event loop."""
+        import asyncio
+
         waiting = self.calls.waiting(submission_id, None)
         while True:
             status = await self._status_on_thread(submission_id, waiting)
             if not isinstance(status, SubmissionStatus.InProgress):
                 submission = completed_status(status).submission
-                return PyChunksAsyncIter(self.result_source(submission), submission.chunks_total, self._pool)
+                return PyChunksAsyncIter(
+                    self.result_source(submission), submission.chunks_total, self._fetching(submission)
+                )
             await asyncio.sleep(waiting.pause())
 
     async def _status_on_thread(self, submission_id: SubmissionId, waiting: Waiting) -> SubmissionStatus:
         """The status, after a wait on a thread of its own; when those are all taken, at once on a common one."""
+        import asyncio
+
         status = self.calls.status_after_wait
         if not self._free_waits.acquire(blocking=False):
             return await self._on_thread(lambda: self.run(status(submission_id, waiting, at_once=True)))
@@ -197,7 +205,16 @@ class ProducerClient:
 
     def results(self, submission: SubmissionCompleted) -> PyChunksIter:
         """The results of a completed submission, in order."""
-        return PyChunksIter(self.result_source(submission), submission.chunks_total, self._pool)
+        return PyChunksIter(self.result_source(submission), submission.chunks_total, self._fetching(submission))
+
+    def _fetching(self, submission: AnySubmission) -> Start:
+        """How results are fetched: at once where that takes no time, else on the pool."""
+        pool, store, direct = self._pool, self._store, submission.prefix is None
+
+        def start(fetch: Callable[[], bytes]) -> Future[bytes]:
+            return ready(fetch) if not direct and store.is_quick(0) else pool.submit(fetch)
+
+        return start
 
     def result_source(self, submission: AnySubmission) -> Callable[[int], bytes]:
         """A function from a chunk's index to its result. It blocks, and raises ChunkRetrievalError."""
@@ -226,11 +243,11 @@ class ProducerClient:
         status = self.get_submission_status(submission_id)
         if status is None:
             raise SubmissionNotFoundError(submission_id.id)
-        fetch = self.result_source(submission_of(status))
+        fetch, start = self.result_source(submission_of(status)), self._fetching(submission_of(status))
         yield from streaming.stream(
             streaming.Finished(view, ordered=ordered),
             lambda: view.refresh(streaming.WAIT_S),
-            lambda index: self._pool.submit(partial(fetch, index)),
+            lambda index: start(partial(fetch, index)),
             lambda: view.ended,
         )
         self.run(self.calls.wait_completed(submission_id))

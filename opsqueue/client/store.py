@@ -126,14 +126,15 @@ class DirectoryStore:
 
     def __init__(self, root: str) -> None:
         self._root = Path(root)
-        #: Seconds that calls take lately; unknown, as for a network's directory, until there was one.
-        self._seconds = 1.0
+        #: Seconds that calls take lately, by the shortest of them: others had to wait for other threads. Unknown until
+        #: there was one, since the directory may be a network's.
+        self._seconds = float("inf")
 
     def is_quick(self, size: int) -> bool:
         return self._seconds < _QUICK_S and size < _QUICK_BYTES
 
     def _took(self, begun: float) -> None:
-        self._seconds += 0.2 * (time.perf_counter() - begun - self._seconds)
+        self._seconds = min(time.perf_counter() - begun, self._seconds * 1.02)
 
     def put(self, path: str, data: bytes) -> None:
         begun = time.perf_counter()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Final
 
@@ -59,31 +58,6 @@ def stream(
                 return
             else:
                 refresh()
-                finished.refreshed()
-    finally:
-        for _, content in running:
-            content.cancel()
-
-
-async def stream_async(
-    finished: Finished,
-    refresh: Callable[[], Awaitable[bool]],
-    fetch: Callable[[int], Awaitable[bytes]],
-    ended: Callable[[], bool],
-) -> AsyncIterator[tuple[int, bytes]]:
-    """As `stream`, under asyncio."""
-    running: deque[tuple[int, asyncio.Future[bytes]]] = deque()
-    try:
-        while True:
-            while len(running) < MAX_AHEAD and (chunk := finished.take()) is not None:
-                running.append((chunk, asyncio.ensure_future(fetch(chunk))))
-            if running:
-                index, content = running.popleft()
-                yield index, await content
-            elif ended():
-                return
-            else:
-                await refresh()
                 finished.refreshed()
     finally:
         for _, content in running:
