@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from typing import cast
 
 from opsqueue.client.session import ConnectError, ConnectionLostError, Session
 from opsqueue.client.urls import ServerAddress
@@ -67,8 +68,8 @@ class AsyncConnection(Session, asyncio.Protocol):
         self._abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's is one, but does not say so
+        self._transport = cast("asyncio.Transport", transport)
         loop = asyncio.get_running_loop()
         self._heard = loop.time()
         self._watch = loop.call_later(self._silence_s, self._look)
