@@ -73,7 +73,7 @@ def to_request(body: InsertSubmission, headers: CIMultiDictProxy[str], limits: I
             count = len(contents)
             _check_contents(contents, limits)
             key = _idempotency_key(headers)
-    _check_count(count, limits)
+    check_count(count, limits)
     return requests.Insert(
         prefix=prefix,
         count=count,
@@ -122,7 +122,8 @@ def _check_contents(contents: list[bytes], limits: InsertLimits) -> None:
             )
 
 
-def _check_count(count: int, limits: InsertLimits) -> None:
+def check_count(count: int, limits: InsertLimits) -> None:
+    """Raises HttpError 413 for so many chunks as never fit into the memory limit."""
     needed = requests.worst_case_bytes(count)
     if needed > limits.memory_limit:
         raise errors.too_large(
