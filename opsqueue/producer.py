@@ -13,6 +13,7 @@ from opentelemetry import trace
 
 from opsqueue import opsqueue_internal, tracing
 from opsqueue.client.done_chunks import DoneChunks
+from opsqueue.client.listing import SubmissionPage
 from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat, decode_chunk, encode_chunk
 from opsqueue.exceptions import (
     SubmissionFailedError,
@@ -256,6 +257,42 @@ class ProducerClient:
         Raises TooManyMatchingSubmissionsError when the server does not list as many as match.
         """
         return self.inner.lookup_submission_ids_by_strategic_metadata(strategic_metadata)
+
+    def list_submissions(
+        self,
+        state: str | None = None,
+        strategic_metadata: dict[str, int] | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> SubmissionPage:
+        """A page of at most `limit` (1 to 1,000) submissions, ascending by id, that are in `state` and have all pairs.
+
+        `state` is "in_progress", "paused", "completed", "failed", "cancelled", or None for all. The page's `cursor`
+        gives the next one, until it is None. Ended submissions are listed until the server forgets them. Raises
+        ValueError for a state, limit or cursor that there is not, ServerLacksFeatureError against a server without lists.
+        """
+        return self.inner.list_submissions(state, strategic_metadata, limit, cursor)
+
+    def retry_submission(self, submission_id: SubmissionId) -> SubmissionId:
+        """Does a failed submission again: a new one with the same inputs, whose done chunks are done already.
+
+        The failed one stays as it is. As long as its retry has not ended, and when that is completed, the same id is
+        returned again. Raises SubmissionNotFoundError; SubmissionNotRetryableError when it has not failed, or another
+        unfinished submission has its prefix; ServerLacksFeatureError against a server without retries.
+        """
+        return self.inner.retry_submission(submission_id)
+
+    def pause_submission(self, submission_id: SubmissionId) -> None:
+        """Hand out none of its chunks until it is unpaused; what consumers hold may still be completed.
+
+        Nothing happens when it is paused already. Raises SubmissionNotFoundError, SubmissionEndedError, and
+        ServerLacksFeatureError against a server without pauses.
+        """
+        self.inner.pause_submission(submission_id)
+
+    def unpause_submission(self, submission_id: SubmissionId) -> None:
+        """Hand out the chunks of a paused submission again; raises as `pause_submission` does."""
+        self.inner.unpause_submission(submission_id)
 
     def is_completed(self, submission_id: SubmissionId) -> bool:
         """Whether the submission is completed. Raises SubmissionNotFoundError when it is unknown."""

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from opsqueue.client import convert, upload
+from opsqueue.client import convert, listing, upload
 from opsqueue.client.done_chunks import DoneChunks
 from opsqueue.client.download import PyChunksAsyncIter, PyChunksIter
 from opsqueue.client.http import Answer, Failure, HttpClient
@@ -215,6 +215,41 @@ class ProducerClient:
             raise TooManyMatchingSubmissionsError(_decoded(wire.decode_id, answer))
         found = _decoded(wire.decode_ids, _expect(answer, "the lookup by strategic metadata"))
         return [SubmissionId(number) for number in found]
+
+    def list_submissions(
+        self,
+        state: str | None = None,
+        strategic_metadata: dict[str, int] | None = None,
+        limit: int = listing.DEFAULT_LIMIT,
+        cursor: str | None = None,
+    ) -> listing.SubmissionPage:
+        """Up to `limit` submissions in that state with all the pairs, ascending by id, from where `cursor` says.
+
+        Raises ServerLacksFeatureError, and ValueError for a state, limit or cursor that there is not.
+        """
+        return listing.list_submissions(self._http, state, _checked(strategic_metadata), limit, cursor)
+
+    def retry_submission(self, submission_id: SubmissionId) -> SubmissionId:
+        """Does a failed submission again, without its done chunks, under the id that is returned.
+
+        Raises SubmissionNotFoundError, SubmissionNotRetryableError and ServerLacksFeatureError.
+        """
+        return listing.retry_submission(self._http, _number(submission_id))
+
+    def pause_submission(self, submission_id: SubmissionId) -> None:
+        """Hand out none of its chunks until it is unpaused. Nothing happens when it is paused already.
+
+        Raises SubmissionNotFoundError, SubmissionEndedError and ServerLacksFeatureError.
+        """
+        self._set_paused(submission_id, True)
+
+    def unpause_submission(self, submission_id: SubmissionId) -> None:
+        """The reverse of `pause_submission`; raises the same."""
+        self._set_paused(submission_id, False)
+
+    def _set_paused(self, submission_id: SubmissionId, paused: bool) -> None:
+        number = _number(submission_id)
+        listing.set_paused(self._http, number, paused, lambda: self.get_submission_status(submission_id))
 
     def is_completed(self, submission_id: SubmissionId) -> bool:
         """Whether it is completed. Raises SubmissionNotFoundError."""

@@ -40,9 +40,9 @@ class ListEndpoints:
         self._lookups = lookups
 
     def endpoints(self) -> Iterator[Endpoint]:
-        yield Endpoint("GET", "/producer/submissions", self.list)
+        yield Endpoint("GET", "/producer/submissions", self.submissions)
 
-    async def list(self, request: web.BaseRequest) -> Answer:
+    async def submissions(self, request: web.BaseRequest) -> Answer:
         """A page of the submissions that the query asks for, and a cursor when there may be more."""
         wanted, after, limit = _filter(request), _after(request), _limit(request)
         if wanted is None:
