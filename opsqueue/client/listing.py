@@ -85,7 +85,7 @@ def _query(
 def retry_submission(http: HttpClient, number: int) -> SubmissionId:
     """Raises SubmissionNotFoundError and SubmissionNotRetryableError. Asked again it finds its retry."""
     answer = http.request("POST", f"{_SUBMISSIONS}/retry/{number}")
-    if answer.status == 404 and answer.body:
+    if _names(answer, number):
         raise SubmissionNotFoundError(number)
     if answer.status == 409:
         refusal = _decoded(wire.decode_not_retryable, answer)
@@ -103,7 +103,7 @@ def set_paused(
     """
     verb = "pause" if paused else "unpause"
     answer = http.request("POST", f"{_SUBMISSIONS}/{verb}/{number}")
-    if answer.status != 404 or not answer.body:
+    if not _names(answer, number):
         _check(answer, f"the request to {verb}", "pauses no submissions")
         return
     # unknown, ended, or so already: perhaps by a try whose answer was lost
@@ -114,6 +114,11 @@ def set_paused(
         raise SubmissionEndedError(number, type(found).__name__)
     if isinstance(found, SubmissionStatus.Paused) != paused:
         raise InternalProducerClientError(f"submission {number} is being paused and unpaused by others; try again")
+
+
+def _names(answer: Answer, number: int) -> bool:
+    """A 404 about this submission; one without its id is about the endpoint."""
+    return answer.status == 404 and answer.body.strip() == b"%d" % number
 
 
 def _check(answer: Answer, what: str, lack: str) -> None:
