@@ -13,7 +13,7 @@ from opentelemetry import trace
 
 from opsqueue import opsqueue_internal, tracing
 from opsqueue.client.done_chunks import DoneChunks
-from opsqueue.client.listing import SubmissionPage
+from opsqueue.client.listing import SubmissionPage as SubmissionPage
 from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat, decode_chunk, encode_chunk
 from opsqueue.exceptions import (
     SubmissionFailedError,

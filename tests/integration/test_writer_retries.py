@@ -21,8 +21,7 @@ def inserted(reply: requests.Reply) -> int:
 
 
 def fail_after(writer: BareWriter, submission: int, done: list[int]) -> None:
-    """Complete these and fail the next one; nothing is waited for."""
-    writer.open(1)
+    """Complete these and fail the next one, over connection 1; nothing is waited for."""
     [held] = writer.reserve(1)
     assert held.submission == submission
     for chunk in done:
@@ -31,8 +30,7 @@ def fail_after(writer: BareWriter, submission: int, done: list[int]) -> None:
 
 
 def chunks_of(writer: BareWriter, submission: int, maximum: int = 100) -> list[int]:
-    writer.open(2)
-    held = writer.reserve(2, maximum)
+    held = writer.reserve(1, maximum)
     assert {each.submission for each in held} == {submission}
     assert {each.retries for each in held} == {0}
     return [each.chunk for each in held]
@@ -40,6 +38,7 @@ def chunks_of(writer: BareWriter, submission: int, maximum: int = 100) -> list[i
 
 def test_a_retry_right_behind_the_failure_has_what_was_done(tmp_path: Path) -> None:
     with bare_writer(tmp_path / "q.db", max_chunk_retries=1) as writer:
+        writer.open(1)
         submission = inserted(writer.insert("p", 9))
         fail_after(writer, submission, [2, 3, 8])
         asked = [writer.ask(requests.Retry(submission, 9)) for _ in range(3)]
@@ -93,6 +92,7 @@ def test_what_was_done_is_found_in_the_block_table_once_it_is_folded(
         if killed:
             writer.kill()
             writer.start()
+            writer.open(1)
         assert writer.status(again) == requests.Progress(len(done), False)
         expected = sorted(set(range(total)) - set(done))
         given: list[int] = []
@@ -104,6 +104,7 @@ def test_what_was_done_is_found_in_the_block_table_once_it_is_folded(
 
 def test_retries_at_once_and_ends_meanwhile_are_counted_right(tmp_path: Path) -> None:
     with bare_writer(tmp_path / "q.db", max_chunk_retries=1) as writer:
+        writer.open(1)
         failed = []
         for number in range(5):
             failed.append(inserted(writer.insert(f"p{number}", 4)))
