@@ -94,9 +94,7 @@ def retry_submission(http: HttpClient, number: int) -> SubmissionId:
     return SubmissionId(_decoded(decode_id, answer))
 
 
-def set_paused(
-    http: HttpClient, number: int, paused: bool, status: Callable[[], SubmissionStatus | None]
-) -> None:
+def set_paused(http: HttpClient, number: int, paused: bool, status: Callable[[], SubmissionStatus | None]) -> None:
     """Nothing happens when it is so already. Raises SubmissionNotFoundError and SubmissionEndedError.
 
     `status` asks for the submission's status, to tell why the server refused.

@@ -95,7 +95,9 @@ def test_pages_are_followed_by_their_cursor(producer: ProducerClient) -> None:
     found: list[SubmissionId] = []
     page = producer.list_submissions(limit=2)
     while True:
-        found += [status.submission.id for status in page.submissions if isinstance(status, SubmissionStatus.InProgress)]
+        found += [
+            status.submission.id for status in page.submissions if isinstance(status, SubmissionStatus.InProgress)
+        ]
         if page.cursor is None:
             break
         page = producer.list_submissions(limit=2, cursor=page.cursor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -60,9 +61,7 @@ def done_chunks(producer: RawProducer, submission: int) -> set[int]:
 
 def test_a_retry_hands_out_only_what_was_not_done_and_is_completed_with_it(server: Server) -> None:
     with RawProducer(server.port) as producer, RawConsumer(server.port) as consumer:
-        submission = producer.insert(
-            6, metadata=[1, 2], strategic_metadata={"customer": 7}, chunk_size=5, paused=False
-        )
+        submission = producer.insert(6, metadata=[1, 2], strategic_metadata={"customer": 7}, chunk_size=5, paused=False)
         assert fail(producer, consumer, submission, {0, 3, 4}) == 1
         before = producer.status(submission)
         again = retry(producer, submission)
@@ -169,9 +168,7 @@ def test_two_submissions_never_work_on_the_same_prefix(server: Server) -> None:
 
 
 @pytest.mark.parametrize("how", ["restart", "kill", "kill-writer"])
-def test_what_was_done_is_known_after_a_restart_before_and_after_the_retry(
-    server: Server, how: str
-) -> None:
+def test_what_was_done_is_known_after_a_restart_before_and_after_the_retry(server: Server, how: str) -> None:
     def interrupt() -> None:
         if how == "kill-writer":
             server.wait_for_replacement("writer", server.kill_child("writer"))
@@ -215,6 +212,9 @@ class RetryLoop(threading.Thread):
         self.count = 0
         self.unexpected: list[tuple[int, bytes]] = []
 
+    def is_beyond(self, count: int) -> bool:
+        return bool(self.unexpected) or self.count > count
+
     def run(self) -> None:
         with RawProducer(self._port) as producer:
             for submission in itertools.cycle(self._submissions):
@@ -244,10 +244,8 @@ def test_a_killed_writer_makes_no_second_retry_and_loses_none(server_factory: Se
     try:
         for _ in range(KILLS):
             before = [loop.count for loop in loops]
-            wait_until(
-                lambda: all(loop.unexpected or loop.count > count + 5 for loop, count in zip(loops, before, strict=True)),  # noqa: B023
-                "retries go on",
-            )
+            for loop, count in zip(loops, before, strict=True):
+                wait_until(partial(loop.is_beyond, count + 5), "retries go on")
             server.wait_for_replacement("writer", server.kill_child("writer"))
     finally:
         stop.set()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import apsw
 import pytest
@@ -28,9 +27,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     inserts = tuple(
         new_submission(number, strategic={"seventh": number % 7, "all": 1}) for number in range(1, TOTAL + 1)
     )
-    ends = tuple(
-        ended(number, State.COMPLETED if number % EVERY else State.FAILED) for number in range(1, TOTAL - 99)
-    )
+    ends = tuple(ended(number, State.COMPLETED if number % EVERY else State.FAILED) for number in range(1, TOTAL - 99))
     assert journal.apply(Batch(1, inserts=inserts)).failure is None
     assert journal.apply(Batch(2, ended=ends)).failure is None
     journal.close()

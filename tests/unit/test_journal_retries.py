@@ -106,9 +106,7 @@ def test_fewer_blocks_than_were_done_store_nothing(journal: SqliteJournal, path:
         (State.CANCELLED, False),
     ],
 )
-def test_asked_again_it_is_the_same_unless_it_came_to_nothing(
-    journal: SqliteJournal, state: State, same: bool
-) -> None:
+def test_asked_again_it_is_the_same_unless_it_came_to_nothing(journal: SqliteJournal, state: State, same: bool) -> None:
     failed(journal)
     assert retry_one(journal, 3, NewRetry(7, 1, 10)).result is RetryResult.NEW
     with apsw.Connection(journal._options.path) as connection:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
 from aiohttp import web
 
@@ -56,7 +57,7 @@ class ListEndpoints:
         for _ in range(ATTEMPTS):
             unknown = [number for number, row in rows.items() if _unfinished(row) and number not in progress]
             if not unknown:
-                return await self._lookups.on_thread(lambda _: _encode(rows, progress, page.last))
+                return await self._lookups.on_thread(partial(_encode, rows, progress, page.last))
             reply = await self._writer.ask(requests.Progresses(unknown))
             if not isinstance(reply, requests.Progressed):
                 raise refused(reply)
@@ -64,12 +65,12 @@ class ListEndpoints:
             progress |= {number: done for number, done in said.items() if done is not None}
             ended = [number for number, done in said.items() if done is None]
             if ended:
-                rows = await self._lookups.on_thread(lambda reader: _again(reader, wanted, rows, ended))  # noqa: B023
+                rows = await self._lookups.on_thread(partial(_again, wanted, rows, frozenset(ended)))
         raise errors.unavailable("the listed submissions are changing; try again")
 
 
 def _again(
-    reader: Reader, wanted: Filter, rows: dict[int, SubmissionStatus], numbers: list[int]
+    wanted: Filter, rows: dict[int, SubmissionStatus], numbers: frozenset[int], reader: Reader
 ) -> dict[int, SubmissionStatus]:
     """`rows` with these as they are now; without those that are not wanted any more."""
     fresh = {number: reread(reader, wanted, number) if number in numbers else row for number, row in rows.items()}
@@ -80,7 +81,8 @@ def _unfinished(row: SubmissionStatus) -> bool:
     return row.state in (State.IN_PROGRESS, State.PAUSED)
 
 
-def _encode(rows: dict[int, SubmissionStatus], progress: dict[int, int], last: int | None) -> bytes:
+def _encode(rows: dict[int, SubmissionStatus], progress: dict[int, int], last: int | None, _: Reader) -> bytes:
+    """On the reader's thread, because many statuses take a while."""
     found = [_status(row, progress.get(number, 0)) for number, row in rows.items()]
     return wire.encode_page(found, None if last is None else f"{last:x}")
 

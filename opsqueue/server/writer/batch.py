@@ -41,7 +41,7 @@ class NewRetry:
     failed: int
     #: Chunks of the failed one, as the front-end read them.
     count: int
-    #: Its blocks with done chunks, as (block, done) of BlockRow, while they are in memory only; None: the journal's own.
+    #: Its blocks with done chunks, as (block, done) of BlockRow, while the engine has them; None: the journal's own.
     blocks: tuple[tuple[int, bytes], ...] | None = None
 
 

@@ -60,9 +60,7 @@ def retry(connection: apsw.Connection, batch: int, new: NewRetry) -> RetryOutcom
     return RetryOutcome(
         RetryResult.NEW,
         new.submission,
-        loaded=LoadedSubmission(
-            new.submission, State.IN_PROGRESS, chunks_total, chunk_size, bool(direct), strategic
-        ),
+        loaded=LoadedSubmission(new.submission, State.IN_PROGRESS, chunks_total, chunk_size, bool(direct), strategic),
         blocks=tuple((new.submission, block, batch, done, b"", chunks_total) for block, done in blocks),
     )
 

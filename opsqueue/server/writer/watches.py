@@ -141,7 +141,7 @@ class Watches:
         )
 
     def all_done(self, submission: int) -> tuple[tuple[int, bytes], ...]:
-        """Every block with done chunks of a submission that the engine holds, as (block, done) of BlockRow, ascending."""
+        """Every block with done chunks of a submission that the engine holds: (block, done) of BlockRow, ascending."""
         found: list[tuple[int, bytes]] = []
         at: int | None = 0
         while at is not None:
