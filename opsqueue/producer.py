@@ -269,7 +269,7 @@ class ProducerClient:
 
         `state` is "in_progress", "paused", "completed", "failed", "cancelled", or None for all. The page's `cursor`
         gives the next one, until it is None. Ended submissions are listed until the server forgets them. Raises
-        ValueError for a state, limit or cursor that there is not, ServerLacksFeatureError where the server has no lists.
+        ValueError for a state, limit or cursor that there is not, ServerLacksFeatureError if the server has no lists.
         """
         return self.inner.list_submissions(state, strategic_metadata, limit, cursor)
 

@@ -88,6 +88,6 @@ def test_no_page_sorts_or_scans(path: str) -> None:
         connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         text = texts[name]
         rows = connection.execute("EXPLAIN QUERY PLAN " + text, (None,) * text.count("?")).fetchall()
-        plan = [row[3] for row in rows]
+        plan = [str(row[3]) for row in rows]
         assert not any("SCAN" in step or "TEMP B-TREE" in step for step in plan), (name, plan)
         connection.close()

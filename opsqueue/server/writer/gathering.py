@@ -1,7 +1,8 @@
 """What gathers for the next commit: staged changes, applied changes, and the answers that wait for it.
 
-Staged changes (inserts, retries of submissions, cancels, pauses) take effect when their commit succeeds. Applied changes
-(completions, retries of chunks, ends) are true in memory already and stay here until a commit succeeds. Decides nothing and answers nobody.
+Staged changes (inserts, retries of submissions, cancels, pauses) take effect when their commit succeeds. Applied
+changes (completions, retries of chunks, ends) are true in memory already and stay here until a commit succeeds. Decides
+nothing and answers nobody.
 """
 
 from __future__ import annotations
