@@ -43,8 +43,9 @@ def read_page(reader: Reader, wanted: Filter, after: int, limit: int) -> Page:
     """At most `limit` submissions above id `after`. Raises ReadError."""
     rows: list[SubmissionStatus] = []
     looked_at = size = 0
+    pair = reader.rarest(wanted.pairs) if wanted.pairs else None
     while looked_at < ROWS_A_PAGE:
-        found = reader.candidates(after, wanted.state, wanted.pairs, ROWS_AT_ONCE)
+        found = reader.candidates(after, wanted.state, pair, ROWS_AT_ONCE)
         for submission, state, strategic in found:
             if wanted.takes(state, strategic):
                 if len(rows) == limit or size > BYTES_A_PAGE:

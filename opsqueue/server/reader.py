@@ -156,15 +156,14 @@ class Reader:
         return found
 
     def candidates(
-        self, after: int, state: State | None, pairs: Mapping[str, int], limit: int
+        self, after: int, state: State | None, pair: tuple[str, int] | None, limit: int
     ) -> list[tuple[int, State, dict[str, int]]]:
         """(id, state, strategic metadata) of `limit` submissions above id `after`, ascending, by the narrowest index.
 
-        All that have this state and these pairs are among them, others may be too. Fewer than `limit`: there are no
-        more.
+        All that have this state and this pair are among them, others may be too. Fewer than `limit`: there are no more.
         """
-        if pairs and state in (State.IN_PROGRESS, State.PAUSED):
-            rows = self._rows(_AFTER_WITH_PAIR, (*self._rarest(pairs), after, limit))
+        if pair is not None and state in (State.IN_PROGRESS, State.PAUSED):
+            rows = self._rows(_AFTER_WITH_PAIR, (*pair, after, limit))
         elif state in _RARE_STATES:
             rows = self._rows(_AFTER_RARE_STATE, (int(state), after, limit))
         elif state is State.IN_PROGRESS:
@@ -173,7 +172,8 @@ class Reader:
             rows = self._rows(_AFTER, (after, limit))
         return [(submission, State(number), self._pairs(submission, text)) for submission, number, text in rows]
 
-    def _rarest(self, pairs: Mapping[str, int]) -> tuple[str, int]:
+    def rarest(self, pairs: Mapping[str, int]) -> tuple[str, int]:
+        """The pair, of at least one, that the fewest unfinished submissions have, about."""
         if len(pairs) == 1:
             return next(iter(pairs.items()))
         return min(pairs.items(), key=lambda pair: self._rows(_COUNT_PAIR, (*pair, RARE_PAIR))[0][0])
@@ -184,7 +184,7 @@ class Reader:
         if len(pairs) == 1:
             ((key, value),) = pairs.items()
             return self._rows(_UNFINISHED_WITH_PAIR, (key, value, at_most))
-        key, value = self._rarest(pairs)
+        key, value = self.rarest(pairs)
         others = msgspec.json.encode([pair for pair in pairs.items() if pair[0] != key]).decode()
         return self._rows(_UNFINISHED_WITH_PAIRS, (key, value, others, at_most))
 

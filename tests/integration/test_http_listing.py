@@ -123,6 +123,7 @@ def test_every_pair_must_match_in_any_state(server: Server) -> None:
         ("cursor=8000000000000000", "cursor"),
         ("cursor=1&cursor=2", "cursor"),
         ("meta.a=x", "meta.a"),
+        ("&".join(f"meta.{name}=1" for name in range(65)), "65 pairs"),
         ("meta.a=", "meta.a"),
         ("meta.a=9223372036854775808", "meta.a"),
         ("meta.a=-9223372036854775809", "meta.a"),

@@ -25,6 +25,8 @@ from opsqueue.server.writer.batch import State
 
 #: Submissions that end between the look into the file and the writer's word are looked at again, this often.
 ATTEMPTS = 4
+#: Pairs that a query may have.
+MAX_PAIRS = 64
 #: What a filter on strategic metadata begins with.
 _META = "meta."
 
@@ -100,15 +102,25 @@ def _filter(request: web.BaseRequest) -> Filter | None:
     name = single_query(request, "state")
     if name is not None and name not in _STATES:
         raise errors.bad_query("state", name, f"one of {', '.join(_STATES)}")
+    query = request.rel_url.query.items() if "?" in request.raw_path else ()
+    given = [(parameter, text) for parameter, text in query if parameter.startswith(_META)]
+    if len(given) > MAX_PAIRS:
+        raise errors.wrong_shape(
+            f"the request's query has {len(given)} pairs ?{_META}KEY=VALUE, it may have {MAX_PAIRS}"
+        )
     pairs: dict[str, int] = {}
-    possible = True
-    for parameter, text in request.rel_url.query.items() if "?" in request.raw_path else ():
-        if parameter.startswith(_META):
-            value = int(text) if _INTEGER.fullmatch(text) else MAX_INTEGER + 1
-            if not -MAX_INTEGER - 1 <= value <= MAX_INTEGER:
-                raise errors.bad_query(parameter, text, "a signed 64-bit integer")
-            possible = possible and pairs.setdefault(parameter.removeprefix(_META), value) == value
-    return Filter(None if name is None else _STATES[name], pairs) if possible else None
+    for parameter, text in given:
+        key, value = parameter.removeprefix(_META), _value(parameter, text)
+        if pairs.setdefault(key, value) != value:
+            return None
+    return Filter(None if name is None else _STATES[name], pairs)
+
+
+def _value(parameter: str, text: str) -> int:
+    value = int(text) if _INTEGER.fullmatch(text) else MAX_INTEGER + 1
+    if not -MAX_INTEGER - 1 <= value <= MAX_INTEGER:
+        raise errors.bad_query(parameter, text, "a signed 64-bit integer")
+    return value
 
 
 def _limit(request: web.BaseRequest) -> int:
