@@ -33,6 +33,9 @@ _NEWEST_BY_PREFIX = _INSERTS["newest_by_prefix"]
 _NEWEST_BY_KEY = _INSERTS["newest_by_key"]
 _INSERT_STRATEGIC = _INSERTS["insert_strategic"]
 
+#: Blocks (512 bytes each) whose bits are counted in one go.
+COUNTED_AT_ONCE = 1_024
+
 _UNFINISHED = (State.IN_PROGRESS, State.PAUSED)
 
 
@@ -77,10 +80,12 @@ def _unfinished_twin(connection: apsw.Connection, prefix: str | None, key: str |
 
 
 def _count(blocks: Sequence[tuple[int, bytes]], chunks_total: int) -> int:
-    """Chunks that are done."""
-    return sum(
-        int.from_bytes(done).bit_count() if done else min(BLOCK_CHUNKS, chunks_total - block * BLOCK_CHUNKS)
-        for block, done in blocks
+    """Chunks that are done; many blocks at once, because each one by itself takes as long as writing it."""
+    whole = sum(min(BLOCK_CHUNKS, chunks_total - block * BLOCK_CHUNKS) for block, done in blocks if not done)
+    bitmaps = [done for _, done in blocks if done]
+    return whole + sum(
+        int.from_bytes(b"".join(bitmaps[at : at + COUNTED_AT_ONCE])).bit_count()
+        for at in range(0, len(bitmaps), COUNTED_AT_ONCE)
     )
 
 

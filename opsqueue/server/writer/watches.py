@@ -141,14 +141,14 @@ class Watches:
         )
 
     def all_done(self, submission: int) -> tuple[tuple[int, bytes], ...]:
-        """Every block with done chunks of a submission that the engine holds: (block, done) of BlockRow, ascending."""
+        """Every block with done chunks of a submission that the engine holds: (block, done) of BlockRow."""
         found: list[tuple[int, bytes]] = []
         at: int | None = 0
         while at is not None:
             at, runs, blocks = self._done.changed(submission, 0, True, at, BLOCKS_AT_ONCE)
             found += ((block, b"") for first, count in runs for block in range(first, first + count))
             found += blocks
-        return tuple(sorted(found))
+        return tuple(found)
 
     def _follow(self, submission: int) -> None:
         size = self._done.follow(submission)
