@@ -26,14 +26,16 @@ __all__ = [
     "InternalConsumerClientError",
     "InternalProducerClientError",
     "NewObjectStoreClientError",
-    "NotOfferedError",
     "OpsqueueInternalError",
+    "ServerLacksFeatureError",
     "SubmissionCancelledError",
     "SubmissionConflictError",
+    "SubmissionEndedError",
     "SubmissionFailedError",
     "SubmissionNotCancellableError",
     "SubmissionNotCompletedYetError",
     "SubmissionNotFoundError",
+    "SubmissionNotRetryableError",
     "TooManyMatchingSubmissionsError",
     "TryFromIntError",
     "UnexpectedOpsqueueConsumerServerResponseError",
@@ -77,6 +79,22 @@ class SubmissionNotCancellableError(Exception):
         return f"the submission cannot be cancelled, it is {type(self.submission).__name__.lower()}{reason}"
 
 
+class SubmissionNotRetryableError(Exception):
+    """The submission cannot be done again: it has not failed, or another one does the same.
+
+    `state` is its state, such as "InProgress" or "Completed"; `reason` is the server's, for people.
+    """
+
+    def __init__(self, submission_id: int, state: str, reason: str) -> None:
+        super().__init__(submission_id, state, reason)
+        self.submission_id = submission_id
+        self.state = state
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"submission {self.submission_id} cannot be retried: {self.reason}"
+
+
 class IncorrectUsageError(TypeError):
     """The client library was asked for something that cannot be."""
 
@@ -100,23 +118,24 @@ class SubmissionNotFoundError(IncorrectUsageError):
         return f"submission {self.submission_id} is not known to the server (finished ones are forgotten after a while)"
 
 
+class SubmissionEndedError(IncorrectUsageError):
+    """The submission has ended, so it can be neither paused nor unpaused. `state` is "Failed" or the like."""
+
+    def __init__(self, submission_id: int, state: str) -> None:
+        super().__init__(submission_id, state)
+        self.submission_id = submission_id
+        self.state = state
+
+    def __str__(self) -> str:
+        return f"submission {self.submission_id} has ended (it is {self.state}): it can be neither paused nor unpaused"
+
+
 class ChunkCountIsZeroError(IncorrectUsageError):
     """A submission without chunks. Kept for programs that catch it: empty submissions are completed at once."""
 
 
 class NewObjectStoreClientError(IncorrectUsageError):
     """The object store's URL or options are wrong."""
-
-
-class NotOfferedError(IncorrectUsageError):
-    """The server does not offer what was asked for, as the reference implementation does not."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(what)
-        self.what = what
-
-    def __str__(self) -> str:
-        return f"this server does not offer {self.what}; an opsqueue server of ours, of this version or later, does"
 
 
 class SubmissionConflictError(IncorrectUsageError):
@@ -167,3 +186,7 @@ class InternalConsumerClientError(OpsqueueInternalError):
 
 class InternalProducerClientError(OpsqueueInternalError):
     """A producer's request failed, also after retrying where that was possible."""
+
+
+class ServerLacksFeatureError(InternalProducerClientError):
+    """The server does not offer what was asked for; the reference implementation lacks what goes beyond it."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from opsqueue.client import packing, spans
 from opsqueue.client.done_chunks import DoneChunks
+from opsqueue.client.listing import SubmissionPage as SubmissionPage
 from opsqueue.client.packing import ChunkSizeIsZeroError as ChunkSizeIsZeroError
 from opsqueue.client.progress import Meter, Progress
 from opsqueue.client.raw_producer import ProducerClient as RawProducerClient
@@ -129,7 +130,7 @@ class ProducerClient:
         object store, also with the reference's server; it must be given to nothing else.
 
         Raises as `insert_submission`; SubmissionConflictError when a submission of other size or metadata has the key
-        and is in progress; NotOfferedError for a key with the reference's server.
+        and is in progress; ServerLacksFeatureError for a key with the reference's server.
         """
         return self.inner.find_or_insert_chunks(
             packing.packed(ops, chunk_size, serialization_format),
@@ -321,6 +322,42 @@ class ProducerClient:
         Raises TooManyMatchingSubmissionsError when the server does not list as many as match.
         """
         return self.inner.lookup_submission_ids_by_strategic_metadata(strategic_metadata)
+
+    def list_submissions(
+        self,
+        state: str | None = None,
+        strategic_metadata: dict[str, int] | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> SubmissionPage:
+        """A page of at most `limit` (1 to 1,000) submissions, ascending by id, that are in `state` and have all pairs.
+
+        `state` is "in_progress", "paused", "completed", "failed", "cancelled", or None for all. The page's `cursor`
+        gives the next one, until it is None. Ended submissions are listed until the server forgets them. Raises
+        ValueError for a state, limit or cursor that there is not, ServerLacksFeatureError if the server has no lists.
+        """
+        return self.inner.list_submissions(state, strategic_metadata, limit, cursor)
+
+    def retry_submission(self, submission_id: SubmissionId) -> SubmissionId:
+        """Does a failed submission again: a new one with the same inputs, whose done chunks are done already.
+
+        The failed one stays as it is. As long as its retry has not ended, and when that is completed, the same id is
+        returned again. Raises SubmissionNotFoundError; SubmissionNotRetryableError when it has not failed, or another
+        unfinished submission has its prefix; ServerLacksFeatureError against a server without retries.
+        """
+        return self.inner.retry_submission(submission_id)
+
+    def pause_submission(self, submission_id: SubmissionId) -> None:
+        """Hand out none of its chunks until it is unpaused; what consumers hold may still be completed.
+
+        Nothing happens when it is paused already. Raises SubmissionNotFoundError, SubmissionEndedError, and
+        ServerLacksFeatureError against a server without pauses.
+        """
+        self.inner.pause_submission(submission_id)
+
+    def unpause_submission(self, submission_id: SubmissionId) -> None:
+        """Hand out the chunks of a paused submission again; raises as `pause_submission` does."""
+        self.inner.unpause_submission(submission_id)
 
     def is_completed(self, submission_id: SubmissionId) -> bool:
         """Whether the submission is completed. Raises SubmissionNotFoundError when it is unknown."""

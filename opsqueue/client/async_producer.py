@@ -12,6 +12,7 @@ from opsqueue.client.async_store import AsyncStore
 from opsqueue.client.done_chunks import DoneView
 from opsqueue.client.exchange import Call
 from opsqueue.client.ids import new_prefix
+from opsqueue.client.listing import DEFAULT_LIMIT, SubmissionPage
 from opsqueue.client.producer_calls import ProducerCalls, insert_body, number_of, submission_of
 from opsqueue.client.progress import Meter, Progress
 from opsqueue.client.store import StoreError, open_store, output_path
@@ -223,6 +224,29 @@ class AsyncProducerClient:
     ) -> list[SubmissionId]:
         """The submissions in progress that have all these pairs, ascending; an empty dict gives all."""
         return await self._run(self._calls.lookup_submission_ids_by_strategic_metadata(strategic_metadata))
+
+    async def list_submissions(
+        self,
+        *,
+        state: str | None = None,
+        strategic_metadata: dict[str, int] | None = None,
+        limit: int = DEFAULT_LIMIT,
+        cursor: str | None = None,
+    ) -> SubmissionPage:
+        """A page of the server's submissions, ascending by id; see ProducerClient."""
+        return await self._run(self._calls.list_submissions(state, strategic_metadata, limit, cursor))
+
+    async def retry_submission(self, submission_id: SubmissionId) -> SubmissionId:
+        """Does a failed submission again, without its done chunks, under the id that is returned."""
+        return await self._run(self._calls.retry_submission(submission_id))
+
+    async def pause_submission(self, submission_id: SubmissionId) -> None:
+        """Hands out none of its chunks until it is unpaused."""
+        await self._run(self._calls.set_paused(submission_id, True))
+
+    async def unpause_submission(self, submission_id: SubmissionId) -> None:
+        """The reverse of `pause_submission`."""
+        await self._run(self._calls.set_paused(submission_id, False))
 
     async def is_completed(self, submission_id: SubmissionId) -> bool:
         """Whether the submission is completed. Raises SubmissionNotFoundError."""

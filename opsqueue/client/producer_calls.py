@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from opsqueue.client import convert
+from opsqueue.client import convert, listing
 from opsqueue.client.exchange import Answer, Call, Exchange, Failure, Sleep
 from opsqueue.client.urls import ServerAddress
 from opsqueue.client.values import (
@@ -22,7 +22,7 @@ from opsqueue.client.values import (
 from opsqueue.client.waiting import Waiting
 from opsqueue.exceptions import (
     InternalProducerClientError,
-    NotOfferedError,
+    ServerLacksFeatureError,
     SubmissionCancelledError,
     SubmissionConflictError,
     SubmissionFailedError,
@@ -174,9 +174,12 @@ class ProducerCalls:
         return None if found is None else SubmissionId(found)
 
     def lookup_submission_id_by_key(self, key: str) -> Call[SubmissionId | None]:
-        """The newest submission that was inserted with `key`. Raises NotOfferedError."""
+        """The newest submission that was inserted with `key`. Raises ServerLacksFeatureError."""
         if KEY_LOOKUP not in (yield from self.features()):
-            raise NotOfferedError("find_or_insert by key")
+            raise ServerLacksFeatureError(
+                "this server does not offer find_or_insert by key; an opsqueue server of this version does, "
+                "the reference implementation does not"
+            )
         answer = yield from self._exchange.request("GET", f"{SUBMISSIONS}/lookup_id_by_key/{_segment(key)}")
         found = decoded(wire.decode_optional_id, expect(answer, "the lookup by key"))
         return None if found is None else SubmissionId(found)
@@ -207,6 +210,25 @@ class ProducerCalls:
             raise TooManyMatchingSubmissionsError(decoded(wire.decode_id, answer))
         found = decoded(wire.decode_ids, expect(answer, "the lookup by strategic metadata"))
         return [SubmissionId(number) for number in found]
+
+    def list_submissions(
+        self,
+        state: str | None = None,
+        strategic_metadata: dict[str, int] | None = None,
+        limit: int = listing.DEFAULT_LIMIT,
+        cursor: str | None = None,
+    ) -> Call[listing.SubmissionPage]:
+        """One page, ascending by id. Raises ServerLacksFeatureError and ValueError."""
+        return listing.list_submissions(self._exchange, state, checked_metadata(strategic_metadata), limit, cursor)
+
+    def retry_submission(self, submission_id: SubmissionId) -> Call[SubmissionId]:
+        """Raises SubmissionNotFoundError, SubmissionNotRetryableError and ServerLacksFeatureError."""
+        return listing.retry_submission(self._exchange, number_of(submission_id))
+
+    def set_paused(self, submission_id: SubmissionId, paused: bool) -> Call[None]:
+        """Raises SubmissionNotFoundError, SubmissionEndedError and ServerLacksFeatureError."""
+        number = number_of(submission_id)
+        return listing.set_paused(self._exchange, number, paused, lambda: self.get_submission_status(submission_id))
 
     def is_completed(self, submission_id: SubmissionId) -> Call[bool]:
         """Whether it is completed. Raises SubmissionNotFoundError."""

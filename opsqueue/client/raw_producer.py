@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
-from opsqueue.client import streaming, upload
+from opsqueue.client import listing, streaming, upload
 from opsqueue.client.done_chunks import DoneChunks
 from opsqueue.client.download import PyChunksAsyncIter, PyChunksIter, Start
 from opsqueue.client.exchange import Call
@@ -90,7 +90,7 @@ class ProducerClient:
     ) -> SubmissionId:
         """The submission in progress or completed that has the key or the prefix; else as `insert_submission_chunks`.
 
-        Raises SubmissionConflictError, and NotOfferedError for a key that the server would not keep.
+        Raises SubmissionConflictError, and ServerLacksFeatureError for a key that the server would not keep.
         """
         if (key is None) == (prefix is None):
             raise TypeError("give either key or prefix")
@@ -151,6 +151,37 @@ class ProducerClient:
     def lookup_submission_ids_by_strategic_metadata(self, strategic_metadata: dict[str, int]) -> list[SubmissionId]:
         """Those in progress that have all the pairs, ascending. Raises TooManyMatchingSubmissionsError."""
         return self.run(self.calls.lookup_submission_ids_by_strategic_metadata(strategic_metadata))
+
+    def list_submissions(
+        self,
+        state: str | None = None,
+        strategic_metadata: dict[str, int] | None = None,
+        limit: int = listing.DEFAULT_LIMIT,
+        cursor: str | None = None,
+    ) -> listing.SubmissionPage:
+        """Up to `limit` submissions in that state with all the pairs, ascending by id, from where `cursor` says.
+
+        Raises ServerLacksFeatureError, and ValueError for a state, limit or cursor that there is not.
+        """
+        return self.run(self.calls.list_submissions(state, strategic_metadata, limit, cursor))
+
+    def retry_submission(self, submission_id: SubmissionId) -> SubmissionId:
+        """Does a failed submission again, without its done chunks, under the id that is returned.
+
+        Raises SubmissionNotFoundError, SubmissionNotRetryableError and ServerLacksFeatureError.
+        """
+        return self.run(self.calls.retry_submission(submission_id))
+
+    def pause_submission(self, submission_id: SubmissionId) -> None:
+        """Hand out none of its chunks until it is unpaused. Nothing happens when it is paused already.
+
+        Raises SubmissionNotFoundError, SubmissionEndedError and ServerLacksFeatureError.
+        """
+        self.run(self.calls.set_paused(submission_id, True))
+
+    def unpause_submission(self, submission_id: SubmissionId) -> None:
+        """The reverse of `pause_submission`; raises the same."""
+        self.run(self.calls.set_paused(submission_id, False))
 
     def is_completed(self, submission_id: SubmissionId) -> bool:
         """Whether it is completed. Raises SubmissionNotFoundError."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from opsqueue.consumer import Strategy
-from opsqueue.exceptions import NotOfferedError, SubmissionConflictError, SubmissionNotFoundError
+from opsqueue.exceptions import ServerLacksFeatureError, SubmissionConflictError, SubmissionNotFoundError
 from opsqueue.producer import ProducerClient, SubmissionFailedError, SubmissionId, SubmissionStatus
 from tests.conftest import ServerFactory
 from tests.integration.client_fakes import FakeServer, running
@@ -181,5 +181,5 @@ def test_either_a_key_or_a_prefix_has_to_be_given(producer: ProducerClient) -> N
 def test_a_server_that_keeps_no_keys_is_told_apart(store_url: str) -> None:
     with running(FakeServer(features=None)) as fake:
         client = ProducerClient(f"127.0.0.1:{fake.server.port}", store_url)
-        with pytest.raises(NotOfferedError, match="does not offer find_or_insert by key"):
+        with pytest.raises(ServerLacksFeatureError, match="does not offer find_or_insert by key"):
             client.find_or_insert([1], chunk_size=1, key="a")

@@ -170,6 +170,9 @@ ERRORS: list[Exception] = [
     exceptions.SubmissionNotFoundError(7),
     exceptions.SubmissionNotCompletedYetError("not yet", ID),
     exceptions.TooManyMatchingSubmissionsError(3),
+    exceptions.SubmissionNotRetryableError(7, "Completed", "it is completed"),
+    exceptions.SubmissionEndedError(7, "Failed"),
+    exceptions.ServerLacksFeatureError("this server lists no submissions"),
     ChunkSizeIsZeroError(),
     *(
         getattr(exceptions, name)("text")

@@ -377,7 +377,7 @@ def test_the_first_schema_is_brought_to_the_newest_with_its_content(tmp_path: Pa
         assert connection.pragma("user_version") == len(migrations())
 
 
-@pytest.mark.parametrize("file", ["journal", "recovery", "cleanup", "reader"])
+@pytest.mark.parametrize("file", ["journal", "retrying", "recovery", "cleanup", "reader"])
 def test_every_query_compiles_against_the_schema(file: str) -> None:
     connection = apsw.Connection(":memory:")
     migrate(connection)

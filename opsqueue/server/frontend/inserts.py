@@ -71,7 +71,7 @@ def to_request(body: InsertSubmission, headers: CIMultiDictProxy[str], limits: I
             contents = [b"" if content is None else bytes(content) for content in given]
             count = len(contents)
             _check_contents(contents, limits)
-    _check_count(count, limits)
+    check_count(count, limits)
     return requests.Insert(
         prefix=prefix,
         count=count,
@@ -120,7 +120,8 @@ def _check_contents(contents: list[bytes], limits: InsertLimits) -> None:
             )
 
 
-def _check_count(count: int, limits: InsertLimits) -> None:
+def check_count(count: int, limits: InsertLimits) -> None:
+    """Raises HttpError 413 for so many chunks as never fit into the memory limit."""
     needed = requests.worst_case_bytes(count)
     if needed > limits.memory_limit:
         raise errors.too_large(
