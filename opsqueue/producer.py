@@ -150,8 +150,11 @@ class ProducerClient:
         serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
+        progress: bool = False,
     ) -> Iterator[Any]:
         """Inserts, waits for the end, and gives the results in order, downloaded as they are taken.
+
+        `progress` shows a bar on standard error meanwhile, if that is a terminal.
 
         Raises, at the call, as `insert_submission` and `blocking_stream_completed_submission` do.
         """
@@ -161,6 +164,7 @@ class ProducerClient:
                 metadata=metadata,
                 strategic_metadata=strategic_metadata,
                 chunk_size=chunk_size,
+                progress=progress,
             )
         return packing.unpacked(chunks, serialization_format)
 
@@ -171,11 +175,19 @@ class ProducerClient:
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
         chunk_size: int | None = None,
+        progress: bool = False,
     ) -> Iterator[bytes]:
         """As `run_submission`, of chunks that are encoded already."""
         submission_id = self.insert_submission_chunks(
             chunk_contents, metadata=metadata, strategic_metadata=strategic_metadata, chunk_size=chunk_size
         )
+        if progress:
+            from opsqueue.client import bar  # most programs show nothing
+
+            bar.follow(
+                lambda timeout: self.wait(submission_id, timeout=timeout),
+                lambda: self.get_submission_status(submission_id),
+            )
         return self.blocking_stream_completed_submission_chunks(submission_id)
 
     async def async_run_submission(

@@ -7,11 +7,13 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
-from opsqueue.client import convert_chunk, outcomes
+from opsqueue.client import convert_chunk, meters, outcomes, spans
 from opsqueue.client.async_connection import AsyncConnection
 from opsqueue.client.chunk_context import ChunkContext, Entered
+from opsqueue.client.raw_consumer import note_reserved
 from opsqueue.client.session import Arrival, ConnectionLostError, Reservation
 from opsqueue.client.store import StoreError, input_path, output_path
 from opsqueue.client.values import Chunk, Strategy
@@ -95,6 +97,7 @@ class AsyncChunkLoop:
         reservation = Reservation(lambda _chunk, _submission: _NOTHING)
         sent = self._sent
         again, self._again = self._again, []
+        asked_at = asyncio.get_running_loop().time()
         connection.reserve(reservation, self._concurrency - len(self._tasks), self._strategy, again)
         arrived = asyncio.ensure_future(asyncio.wrap_future(reservation.arrived))
         try:
@@ -106,6 +109,7 @@ class AsyncChunkLoop:
                 arrived.add_done_callback(_looked_at)
         while self._unconfirmed and self._unconfirmed[0][0] <= sent:
             self._unconfirmed.popleft()
+        note_reserved(asyncio.get_running_loop().time() - asked_at, arrived.result())
         for arrival in arrived.result():
             self._tasks[asyncio.create_task(self._process(connection, arrival))] = arrival.id
 
@@ -156,7 +160,8 @@ class AsyncChunkLoop:
         try:
             content = arrival.chunk.input_content
             if content is None:
-                content = await self._client.store.get(input_path(prefix or "", chunk_id.chunk_index))
+                with self._span("download", "receive", arrival):
+                    content = await self._client.store.get(input_path(prefix or "", chunk_id.chunk_index))
         except StoreError as error:
             text = (
                 f"the input of chunk {chunk_id.chunk_index} of submission {chunk_id.submission_id} "
@@ -169,21 +174,31 @@ class AsyncChunkLoop:
         context = ChunkContext(
             convert_chunk.chunk(arrival.chunk, arrival.submission, content), lambda: connection.dropped(chunk_id)
         )
+        begun = asyncio.get_running_loop().time()
         try:
             with Entered(context):
                 output = memoryview(await self._callback(context.chunk)).tobytes()
         except Exception as error:
+            meters.processed(asyncio.get_running_loop().time() - begun, error)
             return None if context.reason in UNWANTED else outcomes.of_exception(connection, chunk_id, error)
+        meters.processed(asyncio.get_running_loop().time() - begun, None)
         if context.reason in UNWANTED:
             return None
         self._sizes[chunk_id] = len(output)
         if direct:
             return wire.CompleteChunk(chunk_id, output)
         try:
-            await self._client.store.put(output_path(prefix or "", chunk_id.chunk_index), output)
+            with self._span("complete", "settle", arrival):
+                await self._client.store.put(output_path(prefix or "", chunk_id.chunk_index), output)
         except StoreError as error:
             return outcomes.not_stored(chunk_id, error)
         return wire.CompleteChunk(chunk_id, None)
+
+    @staticmethod
+    def _span(operation: str, kind: str, arrival: Arrival) -> AbstractContextManager[None]:
+        chunk = arrival.chunk
+        carrier = arrival.submission.otel_trace_carrier
+        return spans.of_submission(operation, kind, carrier, chunk.submission_id, chunk.chunk_index)
 
     async def _report(self, connection: AsyncConnection, report: wire.ClientContents) -> None:
         if isinstance(report, wire.CompleteChunk):

@@ -19,7 +19,7 @@ from typing import Final
 from opsqueue.client import outcomes
 from opsqueue.client.connection import Connection
 from opsqueue.client.pace import Pace
-from opsqueue.client.raw_consumer import ConsumerClient
+from opsqueue.client.raw_consumer import ConsumerClient, note_reserved
 from opsqueue.client.session import Arrival, ConnectionLostError, Reservation
 from opsqueue.client.store import StoreError
 from opsqueue.client.values import Strategy
@@ -203,6 +203,8 @@ class InHand:
             self._tell()
         if late:
             self.connection.release(late)
+        if error is None:
+            note_reserved(now - asked_at, arrived.result())
 
     def _is_busy(self, now: float) -> bool:
         """Under the lock: the callback will go on for longer than a chunk should wait for it."""
@@ -220,12 +222,13 @@ class InHand:
             self._enough = False
             self.running = (arrival.id, time.monotonic())
 
-    def ended(self) -> None:
-        """The callback has ended."""
+    def ended(self) -> float:
+        """The callback has ended; how many seconds it took."""
         with self._lock:
             running, self.running = self.running, None
-            if running is not None:
-                self.pace.processed(time.monotonic() - running[1])
+            seconds = 0.0 if running is None else time.monotonic() - running[1]
+            self.pace.processed(seconds)
+        return seconds
 
     def report(self, report: wire.ClientContents) -> None:
         """To be sent with what is sent next."""
@@ -238,7 +241,7 @@ class InHand:
         if arrival.chunk.input_content is not None or prefix is None:
             self.report(wire.CompleteChunk(arrival.id, output))
             return
-        storing = self._client.store_output(prefix, arrival.chunk.chunk_index, output)
+        storing = self._client.store_output(prefix, arrival.id, output, arrival.submission.otel_trace_carrier)
         if storing.done():
             self.report(self._outcome(arrival.id, storing))
             return

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from opsqueue.client import convert_chunk, outcomes
+from opsqueue.client import convert_chunk, meters, outcomes
 from opsqueue.client.chunk_context import ChunkContext, Entered
 from opsqueue.client.in_hand import InHand
 from opsqueue.client.keeper import Keeper
@@ -103,7 +103,7 @@ class ChunkLoop:
                 output = memoryview(self._callback(chunk)).tobytes()
         except Exception as error:
             failure = error
-        self._in_hand.ended()
+        meters.processed(self._in_hand.ended(), failure)
         if context.reason in _UNWANTED:
             logger.info(
                 "the result of chunk %d of submission %d is not wanted: %s",

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import msgspec
 
-from opsqueue.client import convert, listing
+from opsqueue.client import convert, listing, meters
 from opsqueue.client.exchange import Answer, Call, Exchange, Failure, Sleep
 from opsqueue.client.urls import ServerAddress
 from opsqueue.client.values import (
@@ -106,7 +106,9 @@ class ProducerCalls:
         )
         if answer.status == 409:
             raise SubmissionConflictError(answer.text)
-        return SubmissionId(decoded(wire.decode_id, expect(answer, "the insert")))
+        submission_id = SubmissionId(decoded(wire.decode_id, expect(answer, "the insert")))
+        meters.sent(count)
+        return submission_id
 
     def insert_direct(
         self,

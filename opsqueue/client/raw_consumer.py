@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from opsqueue.client import convert_chunk, outcomes
+from opsqueue.client import convert_chunk, meters, outcomes, spans
 from opsqueue.client.backoff import Backoff
 from opsqueue.client.connection import Connection
+from opsqueue.client.convert import carrier
 from opsqueue.client.pool import Pool, ready
 from opsqueue.client.session import Arrival, ConnectError, ConnectionLostError, Reservation
 from opsqueue.client.store import Store, StoreError, input_path, open_store, output_path
@@ -191,9 +192,14 @@ class ConsumerClient:
             content.set_exception(StoreError("the server sent neither its content nor a prefix to find it"))
         else:
             path, store = input_path(submission.prefix, chunk.chunk_index), self._store
-            if store.is_quick(0):
-                return ready(lambda: store.get(path))
-            content = self._pool.submit(lambda: store.get(path))
+
+            def get() -> bytes:
+                with spans.of_submission(
+                    "download", "receive", submission.otel_trace_carrier, submission.id, chunk.chunk_index
+                ):
+                    return store.get(path)
+
+            content = ready(get) if store.is_quick(0) else self._pool.submit(get)
         return content
 
     def reserve_chunks(self, max: int = 1, strategy: Strategy | None = None) -> list[Chunk]:
@@ -209,9 +215,12 @@ class ConsumerClient:
         while True:
             connection = self.connect()
             reservation = self.new_reservation()
+            begun = time.monotonic()
             try:
                 connection.reserve(reservation, max, strategy.to_protocol())
-                return self._chunks(connection, reservation.arrived.result())
+                arrivals = reservation.arrived.result()
+                note_reserved(time.monotonic() - begun, arrivals)
+                return self._chunks(connection, arrivals)
             except ConnectionLostError:
                 # the connection has said so; nothing is held, so there is nothing to lose
                 continue
@@ -234,12 +243,17 @@ class ConsumerClient:
             raise failed
         return chunks
 
-    def store_output(self, prefix: str, index: int, content: bytes) -> Future[None]:
+    def store_output(
+        self, prefix: str, chunk_id: wire.ChunkId, content: bytes, trace_carrier: str = "{}"
+    ) -> Future[None]:
         """Stores a result: at once where that takes no time, else on the pool. The future raises StoreError."""
-        path, store = output_path(prefix, index), self._store
-        if store.is_quick(len(content)):
-            return ready(lambda: store.put(path, content))
-        return self._pool.submit(lambda: store.put(path, content))
+        path, store = output_path(prefix, chunk_id.chunk_index), self._store
+
+        def put() -> None:
+            with spans.of_submission("complete", "settle", trace_carrier, chunk_id.submission_id, chunk_id.chunk_index):
+                store.put(path, content)
+
+        return ready(put) if store.is_quick(len(content)) else self._pool.submit(put)
 
     def complete_chunk(
         self,
@@ -254,7 +268,7 @@ class ConsumerClient:
         if submission_prefix is None:
             self._report(wire.CompleteChunk(chunk_id, content))
             return
-        error = _outcome_error(self.store_output(submission_prefix, chunk_id.chunk_index, content))
+        error = _outcome_error(self.store_output(submission_prefix, chunk_id, content))
         if error is not None:
             raise ChunkStorageError(
                 f"the result of chunk {chunk_id.chunk_index} of submission {chunk_id.submission_id} "
@@ -329,6 +343,13 @@ def fetched(arrival: Arrival) -> bytes | StoreError:
             f"the input of chunk {arrival.chunk.chunk_index} of submission {arrival.chunk.submission_id} "
             f"could not be fetched: {error}"
         )
+
+
+def note_reserved(seconds: float, arrivals: Sequence[Arrival]) -> None:
+    """A span and a count for a reservation that took so long until now."""
+    meters.consumed(len(arrivals))
+    if spans.is_recorded():
+        spans.reserved(seconds, [carrier(arrival.submission.otel_trace_carrier) for arrival in arrivals])
 
 
 def checked_strategy(strategy: object) -> Strategy:

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TypeVar
 
-from opsqueue.client import listing, streaming, upload
+from opsqueue.client import listing, spans, streaming, upload
 from opsqueue.client.done_chunks import DoneChunks
 from opsqueue.client.download import PyChunksAsyncIter, PyChunksIter, Start
 from opsqueue.client.exchange import Call
@@ -74,8 +74,13 @@ class ProducerClient:
         prefix = new_prefix()
         # checked before anything is uploaded
         body = insert_body(wire.SeeObjectStorage(prefix, 0), metadata, strategic_metadata, chunk_size)
-        count = upload.Upload(self._store, self._pool, prefix).run(chunk_contents)
-        return self.run(self.calls.insert_stored(prefix, count, body, otel_trace_carrier))
+        with spans.producing("insert", "send"):
+            count = self._upload(prefix, chunk_contents)
+            return self.run(self.calls.insert_stored(prefix, count, body, otel_trace_carrier))
+
+    def _upload(self, prefix: str, chunk_contents: Iterable[bytes]) -> int:
+        with spans.producing("upload", "create"):
+            return upload.Upload(self._store, self._pool, prefix).run(chunk_contents)
 
     def find_or_insert_chunks(
         self,
@@ -99,8 +104,9 @@ class ProducerClient:
             return found
         place = new_prefix() if prefix is None else prefix
         body = insert_body(wire.SeeObjectStorage(place, 0), metadata, strategic_metadata, chunk_size)
-        count = upload.Upload(self._store, self._pool, place).run(chunk_contents)
-        return self.run(self.calls.insert_stored(place, count, body, otel_trace_carrier, key))
+        with spans.producing("insert", "send"):
+            count = self._upload(place, chunk_contents)
+            return self.run(self.calls.insert_stored(place, count, body, otel_trace_carrier, key))
 
     async def async_insert_submission_chunks(
         self,
@@ -113,10 +119,12 @@ class ProducerClient:
         """As `insert_submission_chunks`; the chunks are taken on the loop's thread, the network waits elsewhere."""
         prefix = new_prefix()
         body = insert_body(wire.SeeObjectStorage(prefix, 0), metadata, strategic_metadata, chunk_size)
-        count = await upload.Upload(self._store, self._pool, prefix).run_async(chunk_contents)
-        return await self._on_thread(
-            lambda: self.run(self.calls.insert_stored(prefix, count, body, otel_trace_carrier))
-        )
+        with spans.producing("insert", "send"):
+            with spans.producing("upload", "create"):
+                count = await upload.Upload(self._store, self._pool, prefix).run_async(chunk_contents)
+            return await self._on_thread(
+                lambda: self.run(self.calls.insert_stored(prefix, count, body, otel_trace_carrier))
+            )
 
     async def _on_thread(self, call: Callable[[], T]) -> T:
         import asyncio  # most programs do without

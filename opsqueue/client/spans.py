@@ -7,11 +7,15 @@ set up a provider or a context. https://opentelemetry.io/docs/specs/semconv/mess
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from opsqueue.client.values import Chunk
+from opsqueue.client import convert
+
+if TYPE_CHECKING:
+    from opsqueue.client.values import Chunk
 
 #: The value of messaging.system.
 SYSTEM: Final = "opsqueue"
@@ -65,6 +69,58 @@ def _span(tracer: str, operation: str, destination: str, kind: str, attributes: 
         },
     ):
         yield
+
+
+def of_submission(
+    operation: str, kind: str, carrier_text: str, submission: int, chunk: int
+) -> AbstractContextManager[None]:
+    """As `consuming`, about one chunk, as a child of its producer's span; for threads that have no context."""
+    if not is_recorded():
+        return nullcontext()
+    return _in(convert.carrier(carrier_text), operation, kind, of_chunk(submission, chunk))
+
+
+@contextmanager
+def _in(carrier: Mapping[str, str], operation: str, kind: str, attributes: Attributes) -> Iterator[None]:
+    from opentelemetry import context as otel_context
+
+    from opsqueue.tracing import carrier_to_opentelemetry_tracecontext
+
+    token = otel_context.attach(carrier_to_opentelemetry_tracecontext(dict(carrier)))
+    try:
+        with _span("opsqueue.consumer", operation, "chunks", kind, attributes):
+            yield
+    finally:
+        otel_context.detach(token)
+
+
+def reserved(seconds: float, carriers: Sequence[Mapping[str, str]]) -> None:
+    """Notes a reservation that took so long until now, with a link to the producer's span of each chunk."""
+    if not is_recorded():
+        return
+    from opentelemetry import trace
+
+    from opsqueue.tracing import carrier_to_opentelemetry_tracecontext
+
+    producers = [
+        trace.get_current_span(carrier_to_opentelemetry_tracecontext(dict(carrier))).get_span_context()
+        for carrier in carriers
+    ]
+    now = time.time_ns()
+    span = trace.get_tracer("opsqueue.consumer").start_span(
+        "reserve chunks",
+        kind=trace.SpanKind.CLIENT,
+        start_time=now - int(seconds * 1e9),
+        links=[trace.Link(producer) for producer in producers if producer.is_valid],
+        attributes={
+            "messaging.system": SYSTEM,
+            "messaging.destination.name": "chunks",
+            "messaging.operation.name": "reserve",
+            "messaging.operation.type": "receive",
+            "messaging.batch.message_count": len(carriers),
+        },
+    )
+    span.end(now)
 
 
 @contextmanager
