@@ -895,21 +895,16 @@ cdef class Engine:
 
     # --- recovery (opsqueue.server.writer.batch.RecoverySink) ---
 
-    def submission(self, loaded) -> None:
-        """A LoadedSubmission; ended ones stay until the blocks that the log touches are folded."""
-        cdef Submission *s = self.enter(
-            loaded.submission,
-            loaded.chunks_total,
-            loaded.chunk_size,
-            loaded.strategic_metadata,
-            loaded.direct,
-            int(loaded.state),
-        )
-        if over(s):
-            s.committed = True
-            self.recovered_ended.append(s.id)
-        else:
-            self.touch(s)
+    def load_submissions(self, rows) -> None:
+        """As RecoverySink says; ended ones stay until the blocks that the log touches are folded."""
+        cdef Submission *s
+        for submission, state, chunks_total, chunk_size, direct, metadata in rows:
+            s = self.enter(submission, chunks_total, chunk_size, metadata, direct, state)
+            if over(s):
+                s.committed = True
+                self.recovered_ended.append(s.id)
+            else:
+                self.touch(s)
 
     def load_blocks(self, rows) -> None:
         """As RecoverySink says. Raises ValueError naming the row that cannot be what was written."""

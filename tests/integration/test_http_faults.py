@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,11 @@ DIRECT = {"chunk_contents": {"Direct": {"contents": [[1, 2], None]}}}
 class EmptySink:
     """Recovery of an empty file."""
 
-    def submission(self, loaded: object) -> None: ...
+    def load_submissions(self, rows: Iterable[object]) -> None:
+        assert not list(rows)
 
-    def load_blocks(self, rows: object) -> None: ...
+    def load_blocks(self, rows: Iterable[object]) -> None:
+        assert not list(rows)
 
     def events(self, events: bytes) -> None: ...
 

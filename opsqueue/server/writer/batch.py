@@ -176,9 +176,11 @@ class Outcome:
     warning: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedSubmission:
-    """An unfinished submission (or a failed or cancelled one whose blocks are not folded yet) found at start."""
+class LoadedSubmission(NamedTuple):
+    """An unfinished submission (or a failed or cancelled one whose blocks are not folded yet) found at start.
+
+    A tuple, because a start makes a million of them.
+    """
 
     submission: int
     state: State
@@ -195,7 +197,9 @@ LoadedBlock: TypeAlias = tuple[int, int, int, bytes, bytes, int]
 class RecoverySink(Protocol):
     """Who takes what a journal loads, in this order: submissions by id, blocks, log rows by batch number."""
 
-    def submission(self, loaded: LoadedSubmission) -> None: ...
+    def load_submissions(self, rows: Iterable[LoadedSubmission]) -> None:
+        """Raises ValueError naming the one that cannot be."""
+        ...
 
     def load_blocks(self, rows: Iterable[LoadedBlock]) -> None:
         """Rows that make sense by themselves. Raises ValueError naming the one that does not fit what is there."""

@@ -305,7 +305,7 @@ class Commits:
 
     def _add_retry(self, loaded: LoadedSubmission, blocks: tuple[LoadedBlock, ...]) -> None:
         """As a start would find it, before any of its chunks is handed out."""
-        self._engine.submission(loaded)
+        self._engine.load_submissions((loaded,))
         self._engine.load_blocks(blocks)
         self.in_progress += 1
         left = loaded.chunks_total - self._engine.chunks_done(loaded.submission)
