@@ -623,7 +623,7 @@ def test_the_span_of_a_chunk_is_a_child_of_its_submissions_context(
 
     with pytest.raises(Stop):
         consumer.run_each_chunk(callback)
-    (span,) = (span for span in exporter.get_finished_spans() if span.name == "run_chunk")
+    span, *_ = (span for span in exporter.get_finished_spans() if span.name == "run_chunk")
     assert span.kind == SpanKind.CONSUMER
     assert span.context is not None
     assert span.parent is not None
