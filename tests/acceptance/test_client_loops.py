@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -28,14 +27,6 @@ def a_producer(server: Server, store_url: str) -> ProducerClient:
     return ProducerClient(f"127.0.0.1:{server.port}", store_url)
 
 
-def metric(server: Server, name: str) -> int:
-    with urllib.request.urlopen(server.url + "/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    found = [int(float(line.split()[-1])) for line in lines if line.startswith((name + " ", name + "{"))]
-    assert found, f"no metric {name}"
-    return sum(found)
-
-
 @pytest.mark.parametrize("prefetch", [0, 1, 7, None])
 def test_every_operation_is_done_once_and_in_its_place(
     server: Server, producer: ProducerClient, store_url: str, prefetch: int | None
@@ -51,7 +42,7 @@ def test_every_operation_is_done_once_and_in_its_place(
     with consuming(server, store_url, of_each_op(double, prefetch=prefetch), count=3):
         assert list(producer.run_submission(range(1_000), chunk_size=2)) == [2 * number for number in range(1_000)]
     assert seen == Counter(range(1_000))
-    assert metric(server, "opsqueue_chunks_retried_total") == 0
+    assert server.metric("opsqueue_chunks_retried_total") == 0
 
 
 def test_the_next_chunk_is_reserved_while_the_callback_runs(
@@ -63,7 +54,7 @@ def test_the_next_chunk_is_reserved_while_the_callback_runs(
         deadline = time.monotonic() + 0.15
         most = 0
         while time.monotonic() < deadline:
-            most = max(most, metric(server, "opsqueue_chunks_reserved"))
+            most = max(most, server.metric("opsqueue_chunks_reserved"))
         reserved_meanwhile.append(most)
         return number
 
@@ -80,7 +71,7 @@ def test_with_prefetch_zero_one_chunk_is_held_at_a_time(
     held: list[int] = []
 
     def look(number: int) -> int:
-        held.append(metric(server, "opsqueue_chunks_reserved"))
+        held.append(server.metric("opsqueue_chunks_reserved"))
         return number
 
     with consuming(server, store_url, of_each_op(look, prefetch=0)):
@@ -110,7 +101,7 @@ def test_chunks_ahead_go_to_an_idle_consumer_when_the_callback_takes_longer_than
         wait_until(lambda: len(done) == 399, "all operations but the blocked one are done", within=20)
         release.set()
         assert list(producer.blocking_stream_completed_submission(submission)) == list(range(400))
-    assert metric(server, "opsqueue_chunks_retried_total") == 0
+    assert server.metric("opsqueue_chunks_retried_total") == 0
 
 
 def test_a_reservation_is_extended_while_the_callback_runs(server_factory: ServerFactory, store_url: str) -> None:
@@ -129,7 +120,7 @@ def test_a_reservation_is_extended_while_the_callback_runs(server_factory: Serve
     with consuming(server, store_url, of_each_op(slow), count=2):
         assert list(producer.run_submission([7], chunk_size=1)) == [7]
     assert calls == [7]
-    assert metric(server, "opsqueue_chunks_retried_total") == 0
+    assert server.metric("opsqueue_chunks_retried_total") == 0
 
 
 def test_stop_ends_the_loop_after_the_chunk_in_hand_and_gives_the_rest_back(
@@ -150,20 +141,20 @@ def test_stop_ends_the_loop_after_the_chunk_in_hand_and_gives_the_rest_back(
         assert begun.wait(20)
         client.stop()
         go_on.set()
-        wait_until(lambda: metric(server, "opsqueue_consumers_connected") == 0, "the connection is closed")
+        wait_until(lambda: server.metric("opsqueue_consumers_connected") == 0, "the connection is closed")
     assert done == list(range(21))
     status = producer.get_submission_status(submission)
     assert isinstance(status, SubmissionStatus.InProgress)
     assert status.submission.chunks_done == 21
-    assert metric(server, "opsqueue_chunks_reserved") == 0
-    assert metric(server, "opsqueue_chunks_retried_total") == 0
+    assert server.metric("opsqueue_chunks_reserved") == 0
+    assert server.metric("opsqueue_chunks_retried_total") == 0
 
 
 def test_stop_ends_a_loop_that_waits_for_work_or_for_a_server(
     server: Server, store_url: str, unused_tcp_port: int
 ) -> None:
     with consuming(server, store_url, of_each_op(len)):
-        wait_until(lambda: metric(server, "opsqueue_requests_parked") == 1, "the consumer waits")
+        wait_until(lambda: server.metric("opsqueue_requests_parked") == 1, "the consumer waits")
     client = ConsumerClient(f"127.0.0.1:{unused_tcp_port}", store_url)
     thread = threading.Thread(target=lambda: client.run_each_op(len))
     thread.start()
@@ -214,7 +205,7 @@ def test_retry_later_hands_the_chunk_out_again_without_a_retry(
         assert list(producer.run_submission([5], chunk_size=1)) == [5]
     assert len(times) == 3
     assert min(times[1] - times[0], times[2] - times[1]) >= 0.19
-    assert metric(server, "opsqueue_chunks_retried_total") == 0
+    assert server.metric("opsqueue_chunks_retried_total") == 0
 
 
 def test_fail_submission_ends_the_submission_with_its_reason(
@@ -226,7 +217,7 @@ def test_fail_submission_ends_the_submission_with_its_reason(
     with consuming(server, store_url, of_each_op(refuse)), pytest.raises(SubmissionFailedError) as caught:
         producer.run_submission(range(10), chunk_size=1)
     assert caught.value.failure == "the customer has left"
-    assert metric(server, "opsqueue_chunks_retried_total") == 0
+    assert server.metric("opsqueue_chunks_retried_total") == 0
 
 
 def test_a_server_that_is_restarted_in_the_middle_costs_nothing(

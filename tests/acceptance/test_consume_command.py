@@ -67,16 +67,10 @@ def test_a_function_is_run_by_as_many_processes_as_asked(
     server: Server, producer: ProducerClient, store_url: str, tmp_path: Path
 ) -> None:
     with pool(tmp_path, server, store_url, "tests.support.tasks:pid", "--processes", "3") as running:
-        wait_until(lambda: server_connections(server) == 3, "all processes are connected", within=30)
+        wait_until(lambda: server.metric("consumers_connected_count") == 3, "all processes are connected", within=30)
         pids = set(producer.run_submission(range(600), chunk_size=2))
         assert pids == set(running.children())
         assert len(pids) == 3
-
-
-def server_connections(server: Server) -> int:
-    with urllib.request.urlopen(server.url + "/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(int(float(line.split()[-1])) for line in lines if line.startswith("consumers_connected_count"))
 
 
 def test_sigterm_finishes_the_chunk_in_hand_and_gives_the_others_back(
@@ -94,14 +88,8 @@ def test_sigterm_finishes_the_chunk_in_hand_and_gives_the_others_back(
     status = producer.get_submission_status(submission)
     assert isinstance(status, SubmissionStatus.InProgress)
     assert status.submission.chunks_done == 1
-    assert metric(server, "chunks_retried_count") == 0
-    assert metric(server, "reserver_chunks_reserved_count") == 0
-
-
-def metric(server: Server, name: str) -> int:
-    with urllib.request.urlopen(server.url + "/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(int(float(line.split()[-1])) for line in lines if line.startswith(name))
+    assert server.metric("chunks_retried_count") == 0
+    assert server.metric("reserver_chunks_reserved_count") == 0
 
 
 def test_a_second_sigterm_ends_it_at_once_without_a_retry(
@@ -119,8 +107,8 @@ def test_a_second_sigterm_ends_it_at_once_without_a_retry(
     status = producer.get_submission_status(submission)
     assert isinstance(status, SubmissionStatus.InProgress)
     assert status.submission.chunks_done == 0
-    wait_until(lambda: metric(server, "reserver_chunks_reserved_count") == 0, "the chunk is available again")
-    assert metric(server, "chunks_retried_count") == 0
+    wait_until(lambda: server.metric("reserver_chunks_reserved_count") == 0, "the chunk is available again")
+    assert server.metric("chunks_retried_count") == 0
 
 
 def test_a_process_that_dies_is_replaced_and_its_chunk_is_done_by_another(
@@ -135,7 +123,7 @@ def test_a_process_that_dies_is_replaced_and_its_chunk_is_done_by_another(
 
 def test_the_processes_end_with_a_killed_supervisor(server: Server, store_url: str, tmp_path: Path) -> None:
     with pool(tmp_path, server, store_url, "tests.support.tasks:double", "--processes", "2") as running:
-        wait_until(lambda: server_connections(server) == 2, "all processes are connected", within=30)
+        wait_until(lambda: server.metric("consumers_connected_count") == 2, "all processes are connected", within=30)
         children = running.children()
         running.process.kill()
         wait_until(lambda: not any(map(is_running, children)), "the processes are gone")
