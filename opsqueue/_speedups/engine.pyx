@@ -730,7 +730,7 @@ cdef class Engine:
 
     # --- time ---
 
-    def advance(self, uint64_t now_ms) -> bool:
+    cpdef bint advance(self, uint64_t now_ms) noexcept:
         """The clock says so (never less than before): expire what is due, a bounded number; True: more is due."""
         cdef uint32_t at
         cdef uint32_t fired = 0
@@ -749,12 +749,17 @@ cdef class Engine:
 
     def next_timer_ms(self) -> int | None:
         """Milliseconds from the last `advance` until it should be called again; None: no timer is set."""
-        cdef uint64_t at = wheel_next_ms(&self.wheel)
-        if self.orders.starved:
-            at = min(at, self.now_ms + STARVED_MS)
+        cdef uint64_t at = self.next_timer()
         if at == NEVER:
             return None
         return at - self.now_ms if at > self.now_ms else 0
+
+    cdef uint64_t next_timer(self) noexcept:
+        """When `advance` should be called again, in milliseconds of the monotonic clock; the largest number: no timer."""
+        cdef uint64_t at = wheel_next_ms(&self.wheel)
+        if self.orders.starved:
+            at = min(at, self.now_ms + STARVED_MS)
+        return at
 
     cdef void expired(self, uint32_t reservation) noexcept:
         cdef Reservation *record = &self.reservations.at[reservation]
@@ -786,7 +791,7 @@ cdef class Engine:
         wheel_hold(&self.wheel, self.reservations.capacity)
         wheel_set(&self.wheel, at, self.now_ms + self.grace_ms)
 
-    def work(self, uint64_t budget_ns) -> bool:
+    cpdef bint work(self, uint64_t budget_ns) noexcept:
         """Go on with sliced jobs for about so long: indexes, freeing, dropping; True: there is more to do."""
         if not self.orders.building and self.drop_jobs == NO_SLOT and self.free_jobs == NO_SLOT and not self.recovered_ended:
             return False
