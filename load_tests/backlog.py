@@ -6,12 +6,12 @@ import contextlib
 import json
 import socket
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from load_tests import peers
 from load_tests.generator import Inserters
 from load_tests.server_process import ServerProcess
-from load_tests.strategies import metadata
+from load_tests.strategies import SELECTED, metadata
 
 CONNECTIONS = 32
 #: Requests prepared at a time; a million at once would take a gigabyte.
@@ -36,15 +36,26 @@ def consumers(server: ServerProcess, count: int, features: str | None = None) ->
         yield [stack.enter_context(peers.consumer(server.address, features)).fileno() for _ in range(count)]
 
 
+def fill_selected(server: ServerProcess, submissions: int, chunks_each: int) -> None:
+    """Insert that many submissions of the customer SELECTED."""
+    _fill(server, submissions, chunks_each, lambda number: {**metadata(number), "customer": SELECTED})
+
+
 def fill(server: ServerProcess, submissions: int, chunks_each: int) -> None:
     """Insert that many submissions, each with strategic metadata by its number."""
+    _fill(server, submissions, chunks_each, metadata)
+
+
+def _fill(
+    server: ServerProcess, submissions: int, chunks_each: int, described: Callable[[int], dict[str, int]]
+) -> None:
     with producers(server) as sockets:
         inserters = Inserters([each.fileno() for each in sockets])
         for start in range(0, submissions, PORTION):
             numbers = range(start, min(start + PORTION, submissions))
             inserters.run(
                 [
-                    peers.insert_request(server.address, unique_prefix(), chunks_each, metadata(number))
+                    peers.insert_request(server.address, unique_prefix(), chunks_each, described(number))
                     for number in numbers
                 ]
             )

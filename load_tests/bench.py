@@ -23,6 +23,7 @@ from load_tests.setting import Bench
 from load_tests.subjects import (
     backlog,
     churn,
+    client,
     connections,
     idle,
     inserts,
@@ -45,6 +46,7 @@ SUBJECTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "churn": churn.measure,
     "connections": connections.measure,
     "interop": interop.measure,
+    "client": client.measure,
 }
 
 

@@ -28,10 +28,11 @@ class Scale:
     churn_rate: int  # submissions a second
     idle_connections: int
     reference_chunks: int
+    client_share: int  # what the client's rows are divided by
 
     def scaled(self, factor: float) -> Scale:
         """All durations and counts times `factor`; shapes and ages stay, and with them what a row means."""
-        kept = ("shapes", "churn_age_seconds", "churn_rate", "backlog_submissions")
+        kept = ("shapes", "churn_age_seconds", "churn_rate", "backlog_submissions", "client_share")
         scaled: dict[str, Any] = {}
         for name in (each.name for each in fields(self) if each.name not in kept):
             value = getattr(self, name)
@@ -56,6 +57,7 @@ QUICK = Scale(
     churn_rate=1_000,
     idle_connections=1_000,
     reference_chunks=500,
+    client_share=8,
 )
 
 #: The table of docs/benchmarks.md.
@@ -75,4 +77,5 @@ FULL = Scale(
     churn_rate=5_000,
     idle_connections=10_000,
     reference_chunks=1_000,
+    client_share=1,
 )

@@ -25,6 +25,10 @@ CUSTOMERS = 1_000
 #: Values of `kind`: few, so that many submissions share one.
 KINDS = 3
 
+#: The customer of SelectOnly: no backlog has one until `backlog.fill_selected` inserts it, so that the strategies that
+#: were measured before have taken none of its chunks.
+SELECTED = -1
+
 CASES: dict[str, Strategy] = {
     "Oldest": Oldest(),
     "Newest": Newest(),
@@ -35,15 +39,20 @@ CASES: dict[str, Strategy] = {
         "customer", PreferDistinct("kind", Oldest())
     ),
     "Highest(kind)": Highest("kind"),
-    "SelectOnly(customer, 1, Oldest)": SelectOnly("customer", 1, Oldest()),
+    "SelectOnly(customer, -1, Oldest)": SelectOnly("customer", SELECTED, Oldest()),
     "MaxSimultaneous(customer, 100, Oldest)": MaxSimultaneous("customer", 100, Oldest()),
-    "OrElse(SelectOnly(customer, 1, Oldest), Random)": OrElse(SelectOnly("customer", 1, Oldest()), Random()),
+    "OrElse(SelectOnly(customer, -1, Oldest), Random)": OrElse(SelectOnly("customer", SELECTED, Oldest()), Random()),
 }
 
 
 def metadata(number: int) -> dict[str, int]:
     """The strategic metadata of a backlog's submission with this number."""
     return {"customer": number % CUSTOMERS, "kind": number % KINDS}
+
+
+def selects(name: str) -> bool:
+    """Whether a case takes chunks of the customer SELECTED alone, or first."""
+    return "SelectOnly" in name
 
 
 def encoded(strategy: Strategy) -> bytes:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import socket
+import time
 
 import cbor2
+
+LONGEST_S = 30.0
 
 
 class WaitingConsumer:
     """On a connection after its handshake, blocking. Answers pings, ignores everything else but its reply."""
 
     def __init__(self, connection: socket.socket, strategy: object = "Oldest") -> None:
-        connection.settimeout(30)
+        connection.settimeout(LONGEST_S)
         self._connection = connection
         self._strategy = strategy
         self._nonce = 0
@@ -27,8 +30,11 @@ class WaitingConsumer:
         self._connection.sendall(messages)
 
     def held(self) -> int:
-        """Wait until the chunk is there; the submission it belongs to."""
+        """Wait until the chunk is there; the submission it belongs to. TimeoutError after 30 s, pings or not."""
+        until = time.monotonic() + LONGEST_S
         while True:
+            if time.monotonic() > until:
+                raise TimeoutError(f"no chunk for {self._strategy} within {LONGEST_S:g} s")
             opcode, payload = self._frame()
             if opcode == 9:
                 self._connection.sendall(_framed(10, payload))

@@ -8,20 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from opentelemetry import baggage, trace
-from opentelemetry import context as otel_context
-
-from opsqueue import opsqueue_internal, tracing
-from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat, decode_chunk, encode_chunk
+from opsqueue import opsqueue_internal
+from opsqueue.client import packing, spans
+from opsqueue.client.async_consumer import AsyncConsumerClient as AsyncConsumerClient
+from opsqueue.client.chunk_context import ChunkContext as ChunkContext
+from opsqueue.client.chunk_context import FailSubmission as FailSubmission
+from opsqueue.client.chunk_context import RetryLater as RetryLater
+from opsqueue.client.chunk_context import chunk_context as chunk_context
+from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat
 from opsqueue.opsqueue_internal import Chunk, ChunkIndex, Strategy, SubmissionId
-from opsqueue.serialization import compression_of
 
 __all__ = ["Chunk", "ConsumerClient", "Strategy", "SubmissionId"]
 
 #: The strategy of a loop that names none.
 DEFAULT_STRATEGY: Strategy = Strategy.Random()
-
-_tracer = trace.get_tracer("opsqueue.consumer")
 
 
 class ConsumerClient:
@@ -44,13 +44,16 @@ class ConsumerClient:
         *,
         strategy: Strategy = Strategy.Random(),  # noqa: B008  # frozen
         serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
-        prefetch: int = 0,
+        prefetch: int | None = None,
     ) -> None:
         """Calls `op_callback` with each operation of one chunk after the other, for ever; what it gives is the result.
 
         An exception from it fails the chunk, and the loop goes on. KeyboardInterrupt ends the loop, which then returns;
         every other BaseException is raised. Either way the chunk in hand goes back to be worked on by another.
-        `prefetch`: chunks that may be reserved and fetched while the callback runs; 0 is one at a time.
+        While the callback runs, the next chunks are reserved and fetched and the last results stored, as far as that
+        takes no work from idle consumers. `prefetch`: chunks ahead at most, 32 unless said; 0 is one at a time.
+        `chunk_context()` tells the callback whether its chunk is still wanted; RetryLater and FailSubmission, raised
+        from it, do what they say. `stop` ends the loop after the chunk in hand.
         """
         _check_callable(op_callback, "op_callback")
 
@@ -65,27 +68,15 @@ class ConsumerClient:
         *,
         strategy: Strategy = Strategy.Random(),  # noqa: B008  # frozen
         serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
-        prefetch: int = 0,
+        prefetch: int | None = None,
     ) -> None:
         """As `run_each_op`, but calls `chunk_callback(operations, chunk)`, which gives all results of the chunk."""
         _check_callable(chunk_callback, "chunk_callback")
 
         def run(chunk: Chunk) -> bytes:
-            context = tracing.carrier_to_opentelemetry_tracecontext(chunk.submission_otel_trace_carrier)
-            attributes: dict[str, str | int] = {
-                name: value if isinstance(value, str | int) else str(value)
-                for name, value in baggage.get_all(context).items()
-            }
-            attributes |= {"submission_id": chunk.submission_id.id, "chunk_index": chunk.chunk_index.id}
-            # attached, so that the callback sees the submission's baggage too
-            token = otel_context.attach(context)
-            try:
-                with _tracer.start_as_current_span("run_chunk", kind=trace.SpanKind.CONSUMER, attributes=attributes):
-                    ops = decode_chunk(chunk.input_content, serialization_format)
-                    results = chunk_callback(ops, chunk)
-                    return encode_chunk(results, serialization_format, compression_of(chunk.input_content))
-            finally:
-                otel_context.detach(token)
+            with spans.running_chunk(chunk):
+                ops = packing.decoded_input(chunk, serialization_format)
+                return packing.encoded_results(chunk_callback(ops, chunk), chunk, serialization_format)
 
         self.run_each_chunk_raw(run, strategy=strategy, prefetch=prefetch)
 
@@ -94,11 +85,18 @@ class ConsumerClient:
         chunk_callback: Callable[[Chunk], bytes],
         *,
         strategy: Strategy = Strategy.Random(),  # noqa: B008  # frozen
-        prefetch: int = 0,
+        prefetch: int | None = None,
     ) -> None:
         """As `run_each_chunk`, of bytes: `chunk.input_content` in, any bytes-like object out; opens no span."""
         _check_callable(chunk_callback, "chunk_callback")
         self.inner.run_per_chunk(strategy, chunk_callback, prefetch)
+
+    def stop(self) -> None:
+        """Ends this client's loops, each after its chunk in hand, and those to come; what was reserved ahead goes back.
+
+        Thread-safe, and may be called by a signal handler: `signal.signal(SIGTERM, lambda *_: client.stop())`.
+        """
+        self.inner.stop()
 
     def reserve_chunks(self, max: int = 1, strategy: Strategy = Strategy.Newest()) -> list[Chunk]:  # noqa: B008
         """Waits until there is work, then gives what there is, 1 to `max` chunks. Raises IncorrectUsageError."""

@@ -31,11 +31,15 @@ __all__ = [
     "NewObjectStoreClientError",
     "OpsqueueInternalError",
     "SerializationError",
+    "ServerLacksFeatureError",
     "SubmissionCancelledError",
+    "SubmissionConflictError",
+    "SubmissionEndedError",
     "SubmissionFailedError",
     "SubmissionNotCancellableError",
     "SubmissionNotCompletedYetError",
     "SubmissionNotFoundError",
+    "SubmissionNotRetryableError",
     "TooManyMatchingSubmissionsError",
     "TryFromIntError",
     "UnexpectedOpsqueueConsumerServerResponseError",
@@ -79,6 +83,22 @@ class SubmissionNotCancellableError(Exception):
         return f"the submission cannot be cancelled, it is {type(self.submission).__name__.lower()}{reason}"
 
 
+class SubmissionNotRetryableError(Exception):
+    """The submission cannot be done again: it has not failed, or another one does the same.
+
+    `state` is its state, such as "InProgress" or "Completed"; `reason` is the server's, for people.
+    """
+
+    def __init__(self, submission_id: int, state: str, reason: str) -> None:
+        super().__init__(submission_id, state, reason)
+        self.submission_id = submission_id
+        self.state = state
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"submission {self.submission_id} cannot be retried: {self.reason}"
+
+
 class IncorrectUsageError(TypeError):
     """The client library was asked for something that cannot be."""
 
@@ -102,12 +122,28 @@ class SubmissionNotFoundError(IncorrectUsageError):
         return f"submission {self.submission_id} is not known to the server (finished ones are forgotten after a while)"
 
 
+class SubmissionEndedError(IncorrectUsageError):
+    """The submission has ended, so it can be neither paused nor unpaused. `state` is "Failed" or the like."""
+
+    def __init__(self, submission_id: int, state: str) -> None:
+        super().__init__(submission_id, state)
+        self.submission_id = submission_id
+        self.state = state
+
+    def __str__(self) -> str:
+        return f"submission {self.submission_id} has ended (it is {self.state}): it can be neither paused nor unpaused"
+
+
 class ChunkCountIsZeroError(IncorrectUsageError):
     """A submission without chunks. Kept for programs that catch it: empty submissions are completed at once."""
 
 
 class NewObjectStoreClientError(IncorrectUsageError):
     """The object store's URL or options are wrong."""
+
+
+class SubmissionConflictError(IncorrectUsageError):
+    """A submission with the same key or prefix and other contents is in progress; nothing was inserted."""
 
 
 class SubmissionNotCompletedYetError(IncorrectUsageError):
@@ -144,14 +180,20 @@ class SerializationError(IncorrectUsageError):
 
 
 class DeserializationError(ValueError):
-    """Bytes that hold no operations, or a value among them that this program cannot make."""
+    """Bytes that hold no operations, or a value among them that this program cannot make. `chunk` says where, if known.
+
+    Its text is as in "chunk 3 of submission 17".
+    """
+
+    chunk: str | None = None
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if self.chunk is None else f"{self.chunk}: {text}"
 
 
 class DecompressionError(DeserializationError):
     """A compressed chunk that is cut off, broken, or larger than the limit."""
-
-    def __str__(self) -> str:
-        return f"the chunk cannot be decompressed: {super().__str__()}"
 
 
 class OpsqueueInternalError(Exception):
@@ -180,3 +222,7 @@ class InternalConsumerClientError(OpsqueueInternalError):
 
 class InternalProducerClientError(OpsqueueInternalError):
     """A producer's request failed, also after retrying where that was possible."""
+
+
+class ServerLacksFeatureError(InternalProducerClientError):
+    """The server does not offer what was asked for; the reference implementation lacks what goes beyond it."""

@@ -6,20 +6,15 @@ Serialization, chunking and tracing are done here; chunks of bytes are the raw c
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from opentelemetry import trace
-
-from opsqueue import opsqueue_internal, tracing
+from opsqueue.client import packing, spans
 from opsqueue.client.done_chunks import DoneChunks
-from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat, decode_chunk, encode_chunk  # noqa: F401
-from opsqueue.exceptions import (
-    SubmissionFailedError,
-    SubmissionNotCancellableError,
-    SubmissionNotFoundError,
-    TooManyMatchingSubmissionsError,
-)
-from opsqueue.opsqueue_internal import (
+from opsqueue.client.listing import SubmissionPage as SubmissionPage
+from opsqueue.client.packing import ChunkSizeIsZeroError as ChunkSizeIsZeroError
+from opsqueue.client.progress import Meter, Progress
+from opsqueue.client.raw_producer import ProducerClient as RawProducerClient
+from opsqueue.client.values import (
     ChunkFailed,
     SubmissionCompleted,
     SubmissionFailed,
@@ -27,8 +22,18 @@ from opsqueue.opsqueue_internal import (
     SubmissionNotCancellable,
     SubmissionStatus,
 )
-from opsqueue.serialization import Compression, check_compression, packed_chunks
-from opsqueue.serialization.compression import DEFAULT_LEVEL
+from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat, decode_chunk
+from opsqueue.common import encode_chunk as encode_chunk
+from opsqueue.exceptions import (
+    SubmissionFailedError,
+    SubmissionNotCancellableError,
+    SubmissionNotFoundError,
+    TooManyMatchingSubmissionsError,
+)
+from opsqueue.serialization import Compression
+
+if TYPE_CHECKING:
+    from opsqueue.client.async_producer import AsyncProducerClient as AsyncProducerClient
 
 __all__ = [
     "ChunkFailed",
@@ -44,15 +49,6 @@ __all__ = [
     "TooManyMatchingSubmissionsError",
 ]
 
-_tracer = trace.get_tracer("opsqueue.producer")
-
-
-class ChunkSizeIsZeroError(Exception):
-    """chunk_size must be at least 1."""
-
-    def __str__(self) -> str:
-        return str(self.args[0]) if self.args else "chunk_size must be at least 1"
-
 
 class ProducerClient:
     """Inserts submissions, waits for them and reads their results. Thread-safe; opens no connection when it is made.
@@ -67,7 +63,8 @@ class ProducerClient:
     def __init__(
         self, opsqueue_url: str, object_store_url: str, *, object_store_options: Sequence[tuple[str, str]] = []
     ) -> None:
-        self.inner = opsqueue_internal.ProducerClient(opsqueue_url, object_store_url, object_store_options)
+        self.inner = RawProducerClient(opsqueue_url, object_store_url, object_store_options)
+        self._meter = Meter()
 
     def server_version(self) -> str:
         """The server's version, such as `v0.40.1`."""
@@ -86,17 +83,16 @@ class ProducerClient:
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
         compression: Compression | None = None,
-        compression_level: int = DEFAULT_LEVEL,
     ) -> SubmissionId:
         """Stores `ops` in chunks of `chunk_size` and inserts them as one submission.
 
         `ops` is consumed as it is stored. Raises ChunkSizeIsZeroError before that, ChunksStorageError when a chunk
-        cannot be stored, SerializationError for an operation that cannot be encoded; what `ops` or a format of your
-        own raises passes through. `compression="zstd"` compresses the chunks, which the reference's consumers cannot
-        read.
+        cannot be stored, SerializationError, with the index, for an operation that cannot be encoded; what `ops` or a
+        format of your own raises passes through. `compression="zstd"` compresses the chunks, and so their results; the
+        reference's consumers cannot read them.
         """
         return self.insert_submission_chunks(
-            _packed(ops, chunk_size, serialization_format, compression, compression_level),
+            packing.packed(ops, chunk_size, serialization_format, compression),
             metadata=metadata,
             strategic_metadata=strategic_metadata,
             chunk_size=chunk_size,
@@ -116,7 +112,39 @@ class ProducerClient:
             metadata,
             strategic_metadata,
             chunk_size,
-            tracing.current_opentelemetry_tracecontext_to_carrier(),
+            spans.current_carrier(),
+        )
+
+    def find_or_insert(
+        self,
+        ops: Iterable[Any],
+        *,
+        chunk_size: int,
+        key: str | None = None,
+        prefix: str | None = None,
+        serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
+        metadata: bytes | None = None,
+        strategic_metadata: dict[str, int] | None = None,
+        compression: Compression | None = None,
+    ) -> SubmissionId:
+        """The submission with `key` that is in progress or completed; when there is none, `ops` as a new one.
+
+        However often it is called, by however many programs, there is one submission for a key (1 to 255 ASCII
+        characters) as long as the server remembers it; `ops` is not touched when it is there. A failed or cancelled one
+        is found for a minute after its end, then made anew. `prefix` instead of `key`: the same for the place in the
+        object store, also with the reference's server; it must be given to nothing else.
+
+        Raises as `insert_submission`; SubmissionConflictError when a submission of other size or metadata has the key
+        and is in progress; ServerLacksFeatureError for a key with the reference's server.
+        """
+        return self.inner.find_or_insert_chunks(
+            packing.packed(ops, chunk_size, serialization_format, compression),
+            key=key,
+            prefix=prefix,
+            metadata=metadata,
+            strategic_metadata=strategic_metadata,
+            chunk_size=chunk_size,
+            otel_trace_carrier=spans.current_carrier(),
         )
 
     def run_submission(
@@ -128,20 +156,23 @@ class ProducerClient:
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
         compression: Compression | None = None,
-        compression_level: int = DEFAULT_LEVEL,
+        progress: bool = False,
     ) -> Iterator[Any]:
         """Inserts, waits for the end, and gives the results in order, downloaded as they are taken.
 
+        `progress` shows a bar on standard error meanwhile, if that is a terminal.
+
         Raises, at the call, as `insert_submission` and `blocking_stream_completed_submission` do.
         """
-        with _tracer.start_as_current_span("run_submission"):
+        with spans.running_submission():
             chunks = self.run_submission_chunks(
-                _packed(ops, chunk_size, serialization_format, compression, compression_level),
+                packing.packed(ops, chunk_size, serialization_format, compression),
                 metadata=metadata,
                 strategic_metadata=strategic_metadata,
                 chunk_size=chunk_size,
+                progress=progress,
             )
-        return _unpacked(chunks, serialization_format)
+        return packing.unpacked(chunks, serialization_format)
 
     def run_submission_chunks(
         self,
@@ -150,11 +181,19 @@ class ProducerClient:
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
         chunk_size: int | None = None,
+        progress: bool = False,
     ) -> Iterator[bytes]:
         """As `run_submission`, of chunks that are encoded already."""
         submission_id = self.insert_submission_chunks(
             chunk_contents, metadata=metadata, strategic_metadata=strategic_metadata, chunk_size=chunk_size
         )
+        if progress:
+            from opsqueue.client import bar  # most programs show nothing
+
+            bar.follow(
+                lambda timeout: self.wait(submission_id, timeout=timeout),
+                lambda: self.get_submission_status(submission_id),
+            )
         return self.blocking_stream_completed_submission_chunks(submission_id)
 
     async def async_run_submission(
@@ -166,17 +205,16 @@ class ProducerClient:
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
         compression: Compression | None = None,
-        compression_level: int = DEFAULT_LEVEL,
     ) -> AsyncIterator[Any]:
         """As `run_submission`, without blocking the event loop for the network; `ops` is taken on the loop's thread."""
-        with _tracer.start_as_current_span("run_submission"):
+        with spans.running_submission():
             chunks = await self.async_run_submission_chunks(
-                _packed(ops, chunk_size, serialization_format, compression, compression_level),
+                packing.packed(ops, chunk_size, serialization_format, compression),
                 metadata=metadata,
                 strategic_metadata=strategic_metadata,
                 chunk_size=chunk_size,
             )
-        return _unpacked_async(chunks, serialization_format)
+        return packing.unpacked_async(chunks, serialization_format)
 
     async def async_run_submission_chunks(
         self,
@@ -192,7 +230,7 @@ class ProducerClient:
             metadata,
             strategic_metadata,
             chunk_size,
-            tracing.current_opentelemetry_tracecontext_to_carrier(),
+            spans.current_carrier(),
         )
         return await self.async_stream_completed_submission_chunks(submission_id)
 
@@ -209,7 +247,7 @@ class ProducerClient:
         ChunkRetrievalError at a result that is missing.
         """
         chunks = self.blocking_stream_completed_submission_chunks(submission_id, timeout=timeout)
-        return _unpacked(chunks, serialization_format)
+        return packing.unpacked(chunks, serialization_format)
 
     def blocking_stream_completed_submission_chunks(
         self, submission_id: SubmissionId, *, timeout: float | None = None
@@ -231,7 +269,7 @@ class ProducerClient:
 
         Raises SubmissionNotCompletedYetError, also for one that is unknown or cancelled, and SubmissionFailedError.
         """
-        return _unpacked(self.try_stream_completed_submission_chunks(submission_id), serialization_format)
+        return packing.unpacked(self.try_stream_completed_submission_chunks(submission_id), serialization_format)
 
     def try_stream_completed_submission_chunks(self, submission_id: SubmissionId) -> Iterator[bytes]:
         """As `try_stream_completed_submission`, of chunks as they are stored."""
@@ -247,6 +285,44 @@ class ProducerClient:
     def get_submission_status(self, submission_id: SubmissionId) -> SubmissionStatus | None:
         """How far the submission is; None when it is unknown."""
         return self.inner.get_submission_status(submission_id)
+
+    def wait(self, submission_id: SubmissionId, *, timeout: float | None = None) -> SubmissionStatus:
+        """Waits for the submission's end, `timeout` seconds at most, and gives its status then, whatever it is.
+
+        Raises TimeoutError and SubmissionNotFoundError.
+        """
+        return self.inner.run(self.inner.calls.wait(submission_id, timeout))
+
+    def progress(self, submission_id: SubmissionId) -> Progress:
+        """How far the submission is, how fast it goes on and how long that will take, from one look to the next.
+
+        Raises SubmissionNotFoundError.
+        """
+        status = self.get_submission_status(submission_id)
+        if status is None:
+            raise SubmissionNotFoundError(submission_id.id)
+        return self._meter.progress(status)
+
+    def stream_submission(
+        self,
+        submission_id: SubmissionId,
+        *,
+        ordered: bool = False,
+        serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
+    ) -> Iterator[tuple[int, Sequence[Any]]]:
+        """(chunk index, its results) while the submission is running: as chunks end, or in order if `ordered`.
+
+        Raises SubmissionNotFoundError, ChunkRetrievalError, and after all that is done SubmissionFailedError or
+        SubmissionCancelledError. Offered by our own server only; InternalProducerClientError with another one.
+        """
+        for index, content in self.stream_submission_chunks(submission_id, ordered=ordered):
+            yield index, decode_chunk(content, serialization_format, name=packing.result_name(index))
+
+    def stream_submission_chunks(
+        self, submission_id: SubmissionId, *, ordered: bool = False
+    ) -> Iterator[tuple[int, bytes]]:
+        """As `stream_submission`, of chunks as they are stored."""
+        return self.inner.stream_submission_chunks(submission_id, ordered=ordered)
 
     def done_chunks(self, submission_id: SubmissionId) -> DoneChunks:
         """Which of the submission's chunks are done: an object to `refresh`, for which only what changed travels.
@@ -266,33 +342,51 @@ class ProducerClient:
         """
         return self.inner.lookup_submission_ids_by_strategic_metadata(strategic_metadata)
 
+    def list_submissions(
+        self,
+        state: str | None = None,
+        strategic_metadata: dict[str, int] | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> SubmissionPage:
+        """A page of at most `limit` (1 to 1,000) submissions, ascending by id, that are in `state` and have all pairs.
+
+        `state` is "in_progress", "paused", "completed", "failed", "cancelled", or None for all. The page's `cursor`
+        gives the next one, until it is None. Ended submissions are listed until the server forgets them. Raises
+        ValueError for a state, limit or cursor that there is not, ServerLacksFeatureError if the server has no lists.
+        """
+        return self.inner.list_submissions(state, strategic_metadata, limit, cursor)
+
+    def retry_submission(self, submission_id: SubmissionId) -> SubmissionId:
+        """Does a failed submission again: a new one with the same inputs, whose done chunks are done already.
+
+        The failed one stays as it is. As long as its retry has not ended, and when that is completed, the same id is
+        returned again. Raises SubmissionNotFoundError; SubmissionNotRetryableError when it has not failed, or another
+        unfinished submission has its prefix; ServerLacksFeatureError against a server without retries.
+        """
+        return self.inner.retry_submission(submission_id)
+
+    def pause_submission(self, submission_id: SubmissionId) -> None:
+        """Hand out none of its chunks until it is unpaused; what consumers hold may still be completed.
+
+        Nothing happens when it is paused already. Raises SubmissionNotFoundError, SubmissionEndedError, and
+        ServerLacksFeatureError against a server without pauses.
+        """
+        self.inner.pause_submission(submission_id)
+
+    def unpause_submission(self, submission_id: SubmissionId) -> None:
+        """Hand out the chunks of a paused submission again; raises as `pause_submission` does."""
+        self.inner.unpause_submission(submission_id)
+
     def is_completed(self, submission_id: SubmissionId) -> bool:
         """Whether the submission is completed. Raises SubmissionNotFoundError when it is unknown."""
         return self.inner.is_completed(submission_id)
 
 
-def _packed(
-    ops: Iterable[Any],
-    chunk_size: int,
-    serialization_format: SerializationFormat,
-    compression: Compression | None,
-    level: int,
-) -> Iterator[bytes]:
-    # not a generator itself: what is wrong with the arguments is reported before the first operation is taken
-    if chunk_size <= 0:
-        raise ChunkSizeIsZeroError(f"chunk_size must be at least 1, it is {chunk_size}")
-    check_compression(compression, level)
-    return packed_chunks(ops, chunk_size, serialization_format, compression, level=level)
+def __getattr__(name: str) -> object:
+    # imported late: a program without coroutines saves a quarter of a second
+    if name == "AsyncProducerClient":
+        from opsqueue.client.async_producer import AsyncProducerClient
 
-
-def _unpacked(chunks: Iterable[bytes], serialization_format: SerializationFormat) -> Iterator[Any]:
-    for chunk in chunks:
-        yield from decode_chunk(chunk, serialization_format)
-
-
-async def _unpacked_async(
-    chunks: AsyncIterator[bytes], serialization_format: SerializationFormat
-) -> AsyncIterator[Any]:
-    async for chunk in chunks:
-        for result in decode_chunk(chunk, serialization_format):
-            yield result
+        return AsyncProducerClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator
 
 from load_tests import peers
-from load_tests.backlog import consumers, fill
+from load_tests.backlog import consumers, fill, fill_selected
 from load_tests.figures import Figure, Processors, percentile
 from load_tests.generator import Consumers
 from load_tests.server_process import ServerProcess
 from load_tests.setting import Bench
-from load_tests.strategies import CASES, encoded
+from load_tests.strategies import CASES, encoded, selects
 from load_tests.waiting_consumer import WaitingConsumer
 from opsqueue.protocol.strategy import Strategy, to_wire
 
@@ -32,6 +32,8 @@ def measure(bench: Bench) -> Iterator[Figure]:
             # One chunk a submission: what a strategy takes away must leave enough for the next.
             most = submissions * chunks_each // (2 * len(CASES))
             for name, strategy in CASES.items():
+                if selects(name):
+                    fill_selected(server, -(-most // chunks_each), chunks_each)
                 what = f"one reservation, {submissions:,} submissions of {chunks_each:,}, {name}"
                 yield from _one(bench, server, what, strategy, reference.get(name, (None, None)), most)
 

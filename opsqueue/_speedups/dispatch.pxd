@@ -68,10 +68,15 @@ cdef class Dispatch:
     # what the Python loop gets
     cdef object on_request                    # (frontend, incarnation, request, payload bytes)
     cdef object on_output                     # (submission, chunk, output bytes)
+    cdef bint asked                           # on_request was called; whoever looks sets it back
     cdef list overflow                        # a deque of (request, payload) a front-end: replies that found no room
     cdef readonly list bad_frontends          # indexes, for the loop to end and clear
     cdef uint64_t *counters
 
+    cpdef bint turn(self) except -1
+    cpdef int serve(self) except -1
+    cdef bint prepare_to_sleep(self)
+    cdef void awake(self)
     cdef void publish(self)
     cdef bint drain(self, uint32_t index, uint32_t limit)
     cdef bint handle(self, uint32_t index, uint32_t kind, uint8_t *payload, uint32_t size)

@@ -134,7 +134,7 @@ cdef class Dispatch:
 
     # --- one turn of the loop ---
 
-    def turn(self) -> bool:
+    cpdef bint turn(self) except -1:
         """Take what the front-ends sent (a bounded number of records each); True: there may be more at once."""
         cdef uint32_t step, index
         cdef bint more = False
@@ -147,7 +147,7 @@ cdef class Dispatch:
             more |= self.drain(index, RECORDS_A_TURN)
         return more
 
-    def serve(self) -> None:
+    cpdef int serve(self) except -1:
         """Send notices, answer parked requests with what has become available, make everything visible."""
         if self.engine.notice_count:
             # First: a holder that has lost a chunk may be given the same one again below, and must hear of it in this order.
@@ -156,6 +156,7 @@ cdef class Dispatch:
         if self.parked:
             self.serve_waiters()
         self.publish()
+        return 0
 
     cdef void publish(self):
         """Make what was written visible to the front-ends."""
@@ -176,7 +177,7 @@ cdef class Dispatch:
         """(submission, state, chunks_done, failed_chunk, failure) of those that completed or failed since the last call."""
         return self.engine.take_ended()
 
-    def prepare_to_sleep(self) -> bool:
+    cdef bint prepare_to_sleep(self):
         """Ask all front-ends for signals; False: there is something to do."""
         cdef Endpoint endpoint
         cdef uint32_t index = 0
@@ -193,7 +194,7 @@ cdef class Dispatch:
             index += 1
         return True
 
-    def awake(self) -> None:
+    cdef void awake(self):
         """No signals needed: the loop runs."""
         cdef Endpoint endpoint
         for endpoint in self.endpoints:
@@ -292,6 +293,7 @@ cdef class Dispatch:
         elif kind == REC_REQUEST:
             if size < sizeof(RequestRecord):
                 return False
+            self.asked = True
             self.on_request(
                 index,
                 self.frontends[index].incarnation,

@@ -124,4 +124,8 @@ cdef class Engine:
     cdef tuple block_row(self, Submission *s, uint32_t block)
     cdef void replay(self, Submission *s, uint32_t kind, uint64_t chunk) noexcept
     cdef int load_block(self, uint64_t submission, uint64_t place, bytes done, bytes attempts) except -1
+    # time
+    cpdef bint advance(self, uint64_t now_ms) noexcept
+    cdef uint64_t next_timer(self) noexcept
+    cpdef bint work(self, uint64_t budget_ns) noexcept
     cdef bint work_until(self, uint64_t until_ns) noexcept

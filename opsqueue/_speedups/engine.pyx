@@ -111,7 +111,8 @@ cdef class Engine:
         slotmap_open(&self.by_id)
         reservations_open(&self.reservations)
         wheel_open(&self.wheel)
-        self.orders = Orders(self.random)
+        # a stream of its own: with ours the chunk would follow from the submission that was drawn
+        self.orders = Orders(mixed(self.random + 3))
         dirty_open(&self.dirty, mixed(self.random + 2))
         self.free_submission = NO_SLOT
         self.drop_jobs = self.free_jobs = NO_SLOT
@@ -729,7 +730,7 @@ cdef class Engine:
 
     # --- time ---
 
-    def advance(self, uint64_t now_ms) -> bool:
+    cpdef bint advance(self, uint64_t now_ms) noexcept:
         """The clock says so (never less than before): expire what is due, a bounded number; True: more is due."""
         cdef uint32_t at
         cdef uint32_t fired = 0
@@ -748,12 +749,17 @@ cdef class Engine:
 
     def next_timer_ms(self) -> int | None:
         """Milliseconds from the last `advance` until it should be called again; None: no timer is set."""
-        cdef uint64_t at = wheel_next_ms(&self.wheel)
-        if self.orders.starved:
-            at = min(at, self.now_ms + STARVED_MS)
+        cdef uint64_t at = self.next_timer()
         if at == NEVER:
             return None
         return at - self.now_ms if at > self.now_ms else 0
+
+    cdef uint64_t next_timer(self) noexcept:
+        """When `advance` should be called again, in milliseconds of the monotonic clock; the largest number: no timer."""
+        cdef uint64_t at = wheel_next_ms(&self.wheel)
+        if self.orders.starved:
+            at = min(at, self.now_ms + STARVED_MS)
+        return at
 
     cdef void expired(self, uint32_t reservation) noexcept:
         cdef Reservation *record = &self.reservations.at[reservation]
@@ -785,7 +791,7 @@ cdef class Engine:
         wheel_hold(&self.wheel, self.reservations.capacity)
         wheel_set(&self.wheel, at, self.now_ms + self.grace_ms)
 
-    def work(self, uint64_t budget_ns) -> bool:
+    cpdef bint work(self, uint64_t budget_ns) noexcept:
         """Go on with sliced jobs for about so long: indexes, freeing, dropping; True: there is more to do."""
         if not self.orders.building and self.drop_jobs == NO_SLOT and self.free_jobs == NO_SLOT and not self.recovered_ended:
             return False
@@ -894,21 +900,16 @@ cdef class Engine:
 
     # --- recovery (opsqueue.server.writer.batch.RecoverySink) ---
 
-    def submission(self, loaded) -> None:
-        """A LoadedSubmission; ended ones stay until the blocks that the log touches are folded."""
-        cdef Submission *s = self.enter(
-            loaded.submission,
-            loaded.chunks_total,
-            loaded.chunk_size,
-            loaded.strategic_metadata,
-            loaded.direct,
-            int(loaded.state),
-        )
-        if over(s):
-            s.committed = True
-            self.recovered_ended.append(s.id)
-        else:
-            self.touch(s)
+    def load_submissions(self, rows) -> None:
+        """As RecoverySink says; ended ones stay until the blocks that the log touches are folded."""
+        cdef Submission *s
+        for submission, state, chunks_total, chunk_size, direct, metadata in rows:
+            s = self.enter(submission, chunks_total, chunk_size, metadata, direct, state)
+            if over(s):
+                s.committed = True
+                self.recovered_ended.append(s.id)
+            else:
+                self.touch(s)
 
     def load_blocks(self, rows) -> None:
         """As RecoverySink says. Raises ValueError naming the row that cannot be what was written."""

@@ -6,8 +6,6 @@ Everything lives in one temporary directory and under one process, and is gone w
 from __future__ import annotations
 
 import argparse
-import os
-import select
 import shutil
 import signal
 import subprocess
@@ -26,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from opsqueue.cli.local_queue import LocalQueueError, child, local_server
 from opsqueue.cli.wordcount import count_identifiers, source_files, standard_library, total
 from opsqueue.exceptions import SubmissionFailedError
 from opsqueue.producer import ProducerClient, SubmissionId, SubmissionStatus
@@ -36,8 +35,6 @@ from opsqueue.server.settings_sources import OneLineParser, SettingsError
 
 #: Files in a chunk: small, so that there are many chunks to watch.
 CHUNK_SIZE: Final = 4
-START_WITHIN_S: Final = 10.0
-STOP_WITHIN_S: Final = 3.0
 #: The bar asks the server this often.
 LOOK_EVERY_S: Final = 0.1
 MOST_FREQUENT: Final = 10
@@ -86,7 +83,7 @@ def run(words: Sequence[str]) -> int:
             interruption.check()
             _report(console, files, outcome)
             return _check(console, files, outcome.results) if arguments.check else ExitCode.STOPPED
-    except (DemoError, SubmissionFailedError) as error:
+    except (DemoError, LocalQueueError, SubmissionFailedError) as error:
         print(f"opsqueue: demo: {error}", file=sys.stderr)
         return ExitCode.CANNOT_START
 
@@ -144,14 +141,14 @@ def _through_the_queue(console: Console, files: list[str], consumer_count: int, 
     """Start everything, submit the files, follow the submission, and read its results."""
     with ExitStack() as stack:
         home = stack.enter_context(_home())
-        server = stack.enter_context(_server(home))
+        server = stack.enter_context(local_server(home))
         store_url = (home / "store").as_uri()
         console.print(
             f"server http://{server}, {consumer_count} consumers, objects in {store_url}",
             highlight=False,
             soft_wrap=True,
         )
-        consumers = [stack.enter_context(_consumer(home, server, store_url)) for _ in range(consumer_count)]
+        consumers = [stack.enter_context(child(home, "consumer", [server, store_url])) for _ in range(consumer_count)]
         client = ProducerClient(server, store_url)
         begun = time.monotonic()
         submission = client.insert_submission(files, chunk_size=CHUNK_SIZE)
@@ -169,71 +166,6 @@ def _home() -> Iterator[Path]:
         yield home
     finally:
         shutil.rmtree(home, ignore_errors=True)
-
-
-@contextmanager
-def _server(home: Path) -> Iterator[str]:
-    """A server on a free port; its address."""
-    reading, writing = os.pipe()
-    flags = ["--port", "0", "--report-bound-port-pipe", str(writing), "--database-filename", str(home / "opsqueue.db")]
-    with _process(home, "server", flags, pass_fds=(writing,)) as process:
-        os.close(writing)
-        with os.fdopen(reading, "rb") as pipe:
-            ready, _, _ = select.select([pipe], [], [], START_WITHIN_S)
-            port = int.from_bytes(pipe.read(2), "big") if ready else 0
-        if not port:
-            process.kill()
-            raise DemoError(f"the server did not start:\n{_log(home, 'server')}")
-        yield f"127.0.0.1:{port}"
-
-
-@contextmanager
-def _consumer(home: Path, server: str, store_url: str) -> Iterator[subprocess.Popen[bytes]]:
-    with _process(home, "consumer", [server, store_url]) as process:
-        yield process
-
-
-@contextmanager
-def _process(
-    home: Path, role: str, words: list[str], pass_fds: tuple[int, ...] = ()
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of ours, which logs into `home`. Ctrl-C does not reach it: we stop it, in our order."""
-    with _log_path(home, role).open("ab") as output:
-        # No preexec_fn: an interrupt that arrives while Python forks with one is lost.
-        process = subprocess.Popen(
-            [sys.executable, "-m", "opsqueue.cli.demo_process", str(os.getpid()), role, *words],
-            pass_fds=pass_fds,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            process_group=0,
-        )
-    try:
-        yield process
-    finally:
-        _stop(process)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to stop, and kill it if it does not. A second Ctrl-C does not keep us from it."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
-    try:
-        process.send_signal(signal.SIGINT)
-        process.wait(STOP_WITHIN_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _log_path(home: Path, name: str) -> Path:
-    return home / f"{name}.log"
-
-
-def _log(home: Path, name: str) -> str:
-    return _log_path(home, name).read_text(errors="replace").strip()
 
 
 def _follow(

@@ -1,6 +1,7 @@
-"""A child process of the demo, which ends with its parent: `python -m opsqueue.cli.demo_process PARENT ROLE …`.
+"""A child process of the demo or of `opsqueue map`, which ends with its parent.
 
-`PARENT server FLAGS…` is `opsqueue serve FLAGS…`; `PARENT consumer ADDRESS STORE_URL` counts until interrupted.
+`PARENT server FLAGS…` is `opsqueue serve FLAGS…`; `PARENT consumer ADDRESS STORE_URL` counts identifiers until it is
+interrupted; `PARENT mapper ADDRESS STORE_URL` does what `opsqueue map` wants.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ def main() -> int:
     """Be what the role says; the exit code."""
     parent, role, *words = sys.argv[1:]
     end_with_parent(int(parent))
-    return _serve(words) if role == "server" else _consume(*words)
+    if role == "server":
+        return _serve(words)
+    return _map(*words) if role == "mapper" else _consume(*words)
 
 
 def _serve(flags: list[str]) -> int:
@@ -28,6 +31,14 @@ def _consume(address: str, store_url: str) -> int:
     from opsqueue.consumer import ConsumerClient
 
     ConsumerClient(address, store_url).run_each_op(count_identifiers)
+    return 0
+
+
+def _map(address: str, store_url: str) -> int:
+    from opsqueue.cli.map_function import call
+    from opsqueue.consumer import ConsumerClient, Strategy
+
+    ConsumerClient(address, store_url).run_each_op(call, strategy=Strategy.Oldest())
     return 0
 
 

@@ -16,6 +16,8 @@ DESCRIPTION: Final = "opsqueue: a batch-processing queue for heavy loads."
 COMMANDS: Final = """\
 commands:
   serve       run the queue (also without the word: `opsqueue --port 8000`)
+  consume     work on chunks with a function of yours, in several processes
+  map         call a function with each line or file, in several processes, and write the results in order
   demo        run a server, consumers and a producer on real files, and watch
 `opsqueue COMMAND --help` says more.
 
@@ -42,11 +44,19 @@ def _run(words: list[str]) -> int:
         from opsqueue.cli import demo  # rich and the client library are not for servers
 
         return demo.run(words[1:])
+    if words[:1] == ["consume"]:
+        from opsqueue.cli import consume
+
+        return consume.run(words[1:])
+    if words[:1] == ["map"]:
+        from opsqueue.cli import map_command
+
+        return map_command.run(words[1:])
     if words[:1] == ["serve"]:
         parser = OneLineParser(prog="opsqueue serve", allow_abbrev=False)
         serve.add_arguments(parser)
         return serve.run(parser.parse_args(words[1:]))
-    parser = OneLineParser(prog="opsqueue", allow_abbrev=False, usage="opsqueue [serve | demo] [flags]")
+    parser = OneLineParser(prog="opsqueue", allow_abbrev=False, usage="opsqueue [serve | consume | map | demo] [flags]")
     serve.add_arguments(parser)
     parser.description = DESCRIPTION
     parser.epilog = COMMANDS + serve.EXAMPLES

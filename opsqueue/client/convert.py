@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 
 from opsqueue.client import values
 from opsqueue.client.values import ChunkIndex, SubmissionId, SubmissionNotCancellable, SubmissionStatus
-from opsqueue.protocol import consumer as consumer_wire
 from opsqueue.protocol import producer as wire
 from opsqueue.protocol.producer import as_bytes
 
@@ -122,16 +121,3 @@ def not_cancellable(found: wire.Ended) -> values.SubmissionNotCancellable:
             return SubmissionNotCancellable.Failed(failed(found.submission), chunk_failed(found.chunk))
         case wire.Cancelled():
             return SubmissionNotCancellable.Cancelled(cancelled(found.submission))
-
-
-def chunk(found: consumer_wire.Chunk, of: consumer_wire.Submission, content: bytes) -> values.Chunk:
-    """A reserved chunk with its input."""
-    return values.Chunk(
-        submission_id=SubmissionId(found.submission_id),
-        chunk_index=ChunkIndex(found.chunk_index),
-        input_content=content,
-        retries=found.retries,
-        submission_prefix=of.prefix,
-        submission_metadata=of.metadata,
-        submission_otel_trace_carrier=carrier(of.otel_trace_carrier),
-    )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
+from functools import partial
+from typing import TypeAlias
 
-from opsqueue.client.pool import Pool
 from opsqueue.exceptions import ChunkRetrievalError
+
+#: Starts a fetch, on some thread.
+Start: TypeAlias = Callable[[Callable[[], bytes]], Future[bytes]]
 
 #: Chunks that are fetched ahead at most.
 MAX_AHEAD = 32
@@ -19,23 +22,20 @@ FIRST_AHEAD = 4
 
 
 class _Ahead:
-    """Fetches of chunks 0 to total - 1, started a few ahead of the one that is taken."""
+    """Fetches of chunks, 0 to `chunks` - 1 or those that it lists, started a few ahead of the one that is taken."""
 
-    def __init__(self, fetch: Callable[[int], bytes], total: int, pool: Pool) -> None:
+    def __init__(self, fetch: Callable[[int], bytes], chunks: int | Iterator[int], start: Start) -> None:
         self._fetch = fetch
-        self._total = total
-        self._pool = pool
-        self._next = 0
+        self._chunks = iter(range(chunks)) if isinstance(chunks, int) else chunks
+        self._start = start
         self._largest = 0
         self._running: deque[Future[bytes]] = deque()
 
     def start(self) -> Future[bytes] | None:
         """The fetch of the next chunk; None at the end."""
         limit = FIRST_AHEAD if not self._largest else max(1, min(MAX_AHEAD, MAX_BYTES // self._largest))
-        while self._next < self._total and len(self._running) < limit:
-            index = self._next
-            self._running.append(self._pool.submit(lambda index=index: self._fetch(index)))  # type: ignore[misc]
-            self._next += 1
+        while len(self._running) < limit and (index := next(self._chunks, None)) is not None:
+            self._running.append(self._start(partial(self._fetch, index)))
         return self._running[0] if self._running else None
 
     def taken(self, content: bytes) -> bytes:
@@ -49,14 +49,14 @@ class _Ahead:
         for future in self._running:
             future.cancel()
         self._running.clear()
-        self._next = self._total
+        self._chunks = iter(())
 
 
 class PyChunksIter(Iterator[bytes]):
     """A completed submission's results in order. Raises ChunkRetrievalError at a missing one, and then ends."""
 
-    def __init__(self, fetch: Callable[[int], bytes], total: int, pool: Pool) -> None:
-        self._ahead = _Ahead(fetch, total, pool)
+    def __init__(self, fetch: Callable[[int], bytes], chunks: int | Iterator[int], start: Start) -> None:
+        self._ahead = _Ahead(fetch, chunks, start)
 
     def __iter__(self) -> PyChunksIter:
         return self
@@ -75,13 +75,15 @@ class PyChunksIter(Iterator[bytes]):
 class PyChunksAsyncIter(AsyncIterator[bytes]):
     """As PyChunksIter, for `async for`."""
 
-    def __init__(self, fetch: Callable[[int], bytes], total: int, pool: Pool) -> None:
-        self._ahead = _Ahead(fetch, total, pool)
+    def __init__(self, fetch: Callable[[int], bytes], chunks: int | Iterator[int], start: Start) -> None:
+        self._ahead = _Ahead(fetch, chunks, start)
 
     def __aiter__(self) -> PyChunksAsyncIter:
         return self
 
     async def __anext__(self) -> bytes:
+        import asyncio  # most programs do without
+
         future = self._ahead.start()
         if future is None:
             raise StopAsyncIteration

@@ -1,55 +1,72 @@
-"""The consumer's loop over chunks: reserve, fetch, call, store, report. Knows no serialization.
+"""The consumer's loop over chunks: takes one, calls, hands the result on. Knows no serialization.
 
-Everything that can wait for the network waits on other threads' futures; the callback runs on the calling thread.
-A report travels in the same write as the next request. Reports that may have been lost with a connection are sent again
-on the next one, completions only: the first completion of a chunk counts, whoever sends it.
+Everything that can wait for the network waits on other threads; the callback runs on the calling thread. While it runs,
+the next chunks are reserved and fetched and the results of the last ones stored and reported: see in_hand and keeper.
 """
 
 from __future__ import annotations
 
 import logging
-import traceback
+import time
 from collections.abc import Callable
+from typing import Final
 
-from opsqueue.client import convert
-from opsqueue.client.connection import Arrival, Connection, ConnectionLostError, Reservation
-from opsqueue.client.raw_consumer import ConsumerClient, checked_strategy, failure_text, fetched
+from opsqueue.client import convert_chunk, meters, outcomes
+from opsqueue.client.chunk_context import ChunkContext, Entered
+from opsqueue.client.in_hand import InHand
+from opsqueue.client.keeper import Keeper
+from opsqueue.client.raw_consumer import ConsumerClient, Stopped, checked_strategy, fetched
+from opsqueue.client.session import Arrival, ConnectionLostError
 from opsqueue.client.store import StoreError
 from opsqueue.client.values import Chunk, Strategy
 from opsqueue.protocol import consumer as wire
 
 logger = logging.getLogger("opsqueue.consumer")
 
+#: Chunks that are reserved ahead at most, unless the caller says otherwise.
+PREFETCH: Final = 32
+#: Seconds for results that are being stored when the loop is interrupted.
+_LAST_STORES_S: Final = 2.0
+#: Reasons for which a result is of no use to anybody.
+_UNWANTED: Final = frozenset(("cancelled", "failed", "completed"))
+
 
 class ChunkLoop:
-    """One loop on one thread. With `prefetch` above 0 the next chunk is reserved and fetched during the callback."""
+    """One loop on one thread. At most `prefetch` chunks are reserved ahead; 0: strictly one at a time."""
 
     def __init__(
-        self, client: ConsumerClient, strategy: Strategy, callback: Callable[[Chunk], bytes], prefetch: int = 0
+        self,
+        client: ConsumerClient,
+        strategy: Strategy,
+        callback: Callable[[Chunk], bytes],
+        prefetch: int | None = None,
     ) -> None:
-        self._strategy = checked_strategy(strategy)
         if not callable(callback):
             raise TypeError(f"the callback must be callable, {callback!r} is not")
-        if not isinstance(prefetch, int) or prefetch < 0:
+        if prefetch is not None and (not isinstance(prefetch, int) or prefetch < 0):
             raise TypeError(f"prefetch must be a number of chunks, 0 or more, not {prefetch!r}")
         self._client = client
         self._callback = callback
-        self._prefetch = prefetch
-        self._connection: Connection | None = None
-        self._reservations: list[Reservation] = []
-        #: Not sent yet.
-        self._reports: list[wire.ClientContents] = []
-        #: Sent, but nothing has come since that shows that they arrived.
-        self._unconfirmed: list[wire.ClientContents] = []
+        self._in_hand = InHand(client, checked_strategy(strategy), PREFETCH if prefetch is None else prefetch)
+        self._keeper = Keeper(self._in_hand)
+        self._current: wire.ChunkId | None = None
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Ends the loop after the chunk in hand; what was reserved ahead goes back. A signal handler may call it."""
+        self._stopping = True
+        self._in_hand.wake()
 
     def run(self) -> None:
-        """Runs until KeyboardInterrupt, which ends it normally, or any other exception that is not the callback's own.
+        """Runs until `stop`, or KeyboardInterrupt, which ends it normally, or an exception that is not the callback's.
 
         What is held then goes back to the server without a retry.
         """
         try:
-            while True:
+            while not self._stopping:
                 self._step()
+        except Stopped:
+            logger.info("stopped")
         except KeyboardInterrupt:
             logger.info("interrupted; giving back what is held")
         finally:
@@ -57,106 +74,52 @@ class ChunkLoop:
 
     def _step(self) -> None:
         try:
-            connection, reservation = self._reserved()
-            arrivals = reservation.arrived.result()
-            self._unconfirmed.clear()
-            for arrival in arrivals:
-                self._process(connection, arrival)
-            self._reservations.remove(reservation)
-        except ConnectionLostError:
+            self._in_hand.use(self._client.connect(lambda: self._stopping))
+            arrival = self._in_hand.next(self._stopping)
+            if arrival is not None:
+                self._process(arrival)
+        except ConnectionLostError as error:
             # the connection has said so
-            self._reservations.clear()
-            self._reports = [
-                report for report in [*self._unconfirmed, *self._reports] if isinstance(report, wire.CompleteChunk)
-            ]
-            self._unconfirmed.clear()
+            self._current = None
+            logger.debug("going on with the next connection: %s", error)
 
-    def _reserved(self) -> tuple[Connection, Reservation]:
-        """The reservation to wait for: one made ahead, or a new one."""
-        connection = self._connection
-        if connection is not None and self._reservations:
-            self._send(connection)
-            return connection, self._reservations[0]
-        connection = self._connection = self._client.connect()
-        return connection, self._reserve(connection)
-
-    def _reserve(self, connection: Connection, also: wire.ClientContents | None = None) -> Reservation:
-        before = self._reports if also is None else [*self._reports, also]
-        reservation = self._client.new_reservation()
-        self._reservations.append(reservation)
-        connection.reserve(reservation, 1, self._strategy.to_protocol(), before)
-        self._sent()
-        return reservation
-
-    def _send(self, connection: Connection, also: wire.ClientContents | None = None) -> None:
-        messages = self._reports if also is None else [*self._reports, also]
-        if messages:
-            connection.send(messages)
-            self._sent()
-
-    def _sent(self) -> None:
-        self._unconfirmed.extend(self._reports)
-        self._reports.clear()
-
-    def _process(self, connection: Connection, arrival: Arrival) -> None:
+    def _process(self, arrival: Arrival) -> None:
+        self._current = arrival.id
         content = fetched(arrival)
         if isinstance(content, StoreError):
-            self._failed(arrival, str(content), str(content))
+            self._in_hand.report(outcomes.failed(arrival.id, str(content), str(content)))
+            self._current = None
             return
-        chunk = convert.chunk(arrival.chunk, arrival.submission, content)
-        self._begin(connection, arrival)
+        self._in_hand.sized(len(content))
+        chunk = convert_chunk.chunk(arrival.chunk, arrival.submission, content)
+        self._in_hand.begin(arrival)
+        self._keeper.notice()
+        connection, chunk_id = self._in_hand.connection, arrival.id
+        context = ChunkContext(chunk, lambda: connection.dropped(chunk_id))
+        failure: Exception | None = None
+        output = b""
         try:
-            output = memoryview(self._callback(chunk)).tobytes()
+            with Entered(context):
+                output = memoryview(self._callback(chunk)).tobytes()
         except Exception as error:
-            self._failed(arrival, *_explained(error))
-            return
-        self._store(arrival, output)
-
-    def _begin(self, connection: Connection, arrival: Arrival) -> None:
-        working_on = wire.WorkingOn(arrival.id) if connection.knows(wire.CLEAN_CLOSE) else None
-        # what is reserved ahead has to go back without harm at the end
-        if self._prefetch and connection.knows(wire.RELEASE):
-            self._reserve(connection, working_on)
+            failure = error
+        meters.processed(self._in_hand.ended(), failure)
+        if context.reason in _UNWANTED:
+            logger.info(
+                "the result of chunk %d of submission %d is not wanted: %s",
+                chunk_id.chunk_index, chunk_id.submission_id, context.reason,
+            )  # fmt: skip
+        elif failure is not None:
+            self._in_hand.report(outcomes.of_exception(connection, chunk_id, failure))
         else:
-            self._send(connection, working_on)
-
-    def _store(self, arrival: Arrival, output: bytes) -> None:
-        prefix = arrival.submission.prefix
-        if arrival.chunk.input_content is not None or prefix is None:
-            self._reports.append(wire.CompleteChunk(arrival.id, output))
-            return
-        error = self._client.store_output(prefix, arrival.chunk.chunk_index, output)
-        if error is None:
-            self._reports.append(wire.CompleteChunk(arrival.id, None))
-        else:
-            text = f"the result could not be stored: {error}"
-            self._failed(arrival, text, text)
-
-    def _failed(self, arrival: Arrival, failure: str, summary: str) -> None:
-        logger.warning(
-            "chunk %d of submission %d failed: %s", arrival.chunk.chunk_index, arrival.chunk.submission_id, summary
-        )
-        self._reports.append(wire.FailChunk(arrival.id, failure_text(failure)))
+            self._in_hand.store(arrival, output)
+        self._current = None
 
     def _end(self) -> None:
-        connection = self._connection
-        if connection is None:
-            return
+        self._keeper.end()
+        self._in_hand.wait_for_stores(None if self._stopping else time.monotonic() + _LAST_STORES_S)
         try:
-            self._send(connection)
+            self._in_hand.give_up(self._current)
+            self._in_hand.connection.close_if_idle()
         except Exception as error:
             logger.debug("the last reports could not be sent: %s", error)
-        for reservation in self._reservations:
-            connection.give_back(reservation)
-        connection.close_if_idle()
-
-
-def _explained(error: Exception) -> tuple[str, str]:
-    """The traceback, ending with the exception's qualified name and message; and that end alone."""
-    try:
-        message = str(error)
-    except Exception as failed:
-        message = f"(its message cannot be shown: {type(failed).__qualname__})"
-    summary = f"{type(error).__qualname__}: {message}"
-    text = "".join(traceback.format_exception(error)).rstrip()
-    return (text if text.endswith(summary) else f"{text}\n{summary}"), summary

@@ -30,6 +30,13 @@ class _Task(Generic[T]):
             self.future.set_result(result)
 
 
+def ready(call: Callable[[], T]) -> Future[T]:
+    """What `call` gives or raises, which was called on this thread."""
+    task = _Task(call)
+    task.run()
+    return task.future
+
+
 class _Shared:
     """What threads share with their pool: they refer to this, never to the pool, which can so be forgotten."""
 

@@ -12,11 +12,14 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
-from opsqueue.client import convert
+from opsqueue.client import convert_chunk, meters, outcomes, spans
 from opsqueue.client.backoff import Backoff
-from opsqueue.client.connection import Arrival, ConnectError, Connection, ConnectionLostError, Reservation
-from opsqueue.client.pool import Pool
+from opsqueue.client.connection import Connection
+from opsqueue.client.convert import carrier
+from opsqueue.client.pool import Pool, ready
+from opsqueue.client.session import Arrival, ConnectError, ConnectionLostError, Reservation
 from opsqueue.client.store import Store, StoreError, input_path, open_store, output_path
 from opsqueue.client.urls import ServerAddress, parse_address
 from opsqueue.client.values import Chunk, ChunkIndex, Strategy, SubmissionId
@@ -34,11 +37,18 @@ logger = logging.getLogger("opsqueue.consumer")
 
 #: Seconds between two warnings about a server that cannot be reached.
 WARN_EVERY_S = 60.0
-#: Bytes of a failure's text; servers keep no more.
-MAX_FAILURE_BYTES = 64 * 1024
 #: Seconds; a connection that was lost sooner is not followed by the next one at once.
 SHORT_LIVED_S = 1.0
 _POOL_SIZE = 8
+#: Seconds of a pause after which it is asked whether the connection is still wanted.
+_LOOK_S = 0.2
+
+if TYPE_CHECKING:
+    from opsqueue.client.loop import ChunkLoop
+
+
+class Stopped(Exception):
+    """No connection is wanted any more."""
 
 
 class _Link:
@@ -56,8 +66,11 @@ class _Link:
         """A forked child has to leave its parent's connection alone."""
         return self._pid == os.getpid()
 
-    def connect(self) -> Connection:
-        """The open connection, made now if need be: retried for ever. Raises InternalConsumerClientError."""
+    def connect(self, stopped: Callable[[], bool]) -> Connection:
+        """The open connection, made now if need be: retried until `stopped`.
+
+        Raises InternalConsumerClientError and Stopped.
+        """
         connection = self.current
         if connection is not None and connection.alive and connection.opened.done():
             return connection
@@ -67,21 +80,21 @@ class _Link:
                 self.current = None
                 short_lived = time.monotonic() - self._opened_at < SHORT_LIVED_S
                 if connection is not None and connection.lost and short_lived:
-                    time.sleep(self._short_lived.next())
+                    _pause(self._short_lived.next(), stopped)
                 else:
                     self._short_lived = Backoff()
-                connection = self._connect()
+                connection = self._connect(stopped)
                 self._opened_at = time.monotonic()
                 self.current = connection
             return connection
 
-    def _connect(self) -> Connection:
+    def _connect(self, stopped: Callable[[], bool]) -> Connection:
         backoff = Backoff()
         warned_at: float | None = None
         while True:
             connection = Connection(self._address)
             try:
-                connection.opened.result()
+                _opened(connection, stopped)
             except (ConnectError, ConnectionLostError) as error:
                 now = time.monotonic()
                 if warned_at is None or now - warned_at >= WARN_EVERY_S:
@@ -89,7 +102,7 @@ class _Link:
                     logger.warning(
                         "cannot connect to %s, trying again until it works: %s", self._address.consumer, error
                     )
-                time.sleep(backoff.next())
+                _pause(backoff.next(), stopped)
             except BaseException:
                 connection.close()
                 raise
@@ -105,6 +118,30 @@ class _Link:
             connection.close()
 
 
+def _opened(connection: Connection, stopped: Callable[[], bool]) -> None:
+    while not stopped():
+        try:
+            connection.opened.result(_LOOK_S)
+        except TimeoutError:
+            if connection.opened.done():
+                raise
+        else:
+            return
+    raise Stopped
+
+
+def _pause(seconds: float, stopped: Callable[[], bool]) -> None:
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if stopped():
+            raise Stopped
+        time.sleep(min(left, _LOOK_S))
+
+
+def _never() -> bool:
+    return False
+
+
 class ConsumerClient:
     """Reserves chunks and reports what became of them. Thread-safe."""
 
@@ -116,6 +153,8 @@ class ConsumerClient:
         self._pool = Pool(_POOL_SIZE, "opsqueue-consumer")
         self._lock = threading.Lock()
         self._link = self._new_link()
+        self._loops: weakref.WeakSet[ChunkLoop] = weakref.WeakSet()
+        self._stopped = False
 
     def _new_link(self) -> _Link:
         link = _Link(self._address)
@@ -129,9 +168,12 @@ class ConsumerClient:
                 self._link = self._new_link()
             return self._link
 
-    def connect(self) -> Connection:
-        """The open connection, made now if need be: retried for ever. Raises InternalConsumerClientError."""
-        return self._own_link().connect()
+    def connect(self, stopped: Callable[[], bool] = _never) -> Connection:
+        """The open connection, made now if need be: retried until `stopped`.
+
+        Raises InternalConsumerClientError and Stopped.
+        """
+        return self._own_link().connect(stopped)
 
     def close(self) -> None:
         """Closes the connection properly; the next call makes another. What is held goes back to the server."""
@@ -139,9 +181,10 @@ class ConsumerClient:
 
     def new_reservation(self) -> Reservation:
         """A request that can be made on a connection; the inputs of its chunks are fetched as they come."""
-        return Reservation(self._fetch)
+        return Reservation(self.fetch)
 
-    def _fetch(self, chunk: wire.Chunk, submission: wire.Submission) -> Future[bytes]:
+    def fetch(self, chunk: wire.Chunk, submission: wire.Submission) -> Future[bytes]:
+        """A chunk's input, which is on its way."""
         content: Future[bytes] = Future()
         if chunk.input_content is not None:
             content.set_result(chunk.input_content)
@@ -149,7 +192,14 @@ class ConsumerClient:
             content.set_exception(StoreError("the server sent neither its content nor a prefix to find it"))
         else:
             path, store = input_path(submission.prefix, chunk.chunk_index), self._store
-            content = self._pool.submit(lambda: store.get(path))
+
+            def get() -> bytes:
+                with spans.of_submission(
+                    "download", "receive", submission.otel_trace_carrier, submission.id, chunk.chunk_index
+                ):
+                    return store.get(path)
+
+            content = ready(get) if store.is_quick(0) else self._pool.submit(get)
         return content
 
     def reserve_chunks(self, max: int = 1, strategy: Strategy | None = None) -> list[Chunk]:
@@ -165,9 +215,12 @@ class ConsumerClient:
         while True:
             connection = self.connect()
             reservation = self.new_reservation()
+            begun = time.monotonic()
             try:
                 connection.reserve(reservation, max, strategy.to_protocol())
-                return self._chunks(connection, reservation.arrived.result())
+                arrivals = reservation.arrived.result()
+                note_reserved(time.monotonic() - begun, arrivals)
+                return self._chunks(connection, arrivals)
             except ConnectionLostError:
                 # the connection has said so; nothing is held, so there is nothing to lose
                 continue
@@ -183,17 +236,24 @@ class ConsumerClient:
             if isinstance(content, StoreError):
                 failed = ChunkRetrievalError(str(content))
                 failed.__cause__ = content
-                connection.send([wire.FailChunk(arrival.id, failure_text(str(content)))])
+                connection.send([wire.FailChunk(arrival.id, outcomes.failure_text(str(content)))])
             else:
-                chunks.append(convert.chunk(arrival.chunk, arrival.submission, content))
+                chunks.append(convert_chunk.chunk(arrival.chunk, arrival.submission, content))
         if not chunks and failed is not None:
             raise failed
         return chunks
 
-    def store_output(self, prefix: str, index: int, content: bytes) -> StoreError | None:
-        """Stores a result, on the pool; gives the error instead of raising it."""
-        path, store = output_path(prefix, index), self._store
-        return _outcome_error(self._pool.submit(lambda: store.put(path, content)))
+    def store_output(
+        self, prefix: str, chunk_id: wire.ChunkId, content: bytes, trace_carrier: str = "{}"
+    ) -> Future[None]:
+        """Stores a result: at once where that takes no time, else on the pool. The future raises StoreError."""
+        path, store = output_path(prefix, chunk_id.chunk_index), self._store
+
+        def put() -> None:
+            with spans.of_submission("complete", "settle", trace_carrier, chunk_id.submission_id, chunk_id.chunk_index):
+                store.put(path, content)
+
+        return ready(put) if store.is_quick(len(content)) else self._pool.submit(put)
 
     def complete_chunk(
         self,
@@ -208,7 +268,7 @@ class ConsumerClient:
         if submission_prefix is None:
             self._report(wire.CompleteChunk(chunk_id, content))
             return
-        error = self.store_output(submission_prefix, chunk_id.chunk_index, content)
+        error = _outcome_error(self.store_output(submission_prefix, chunk_id, content))
         if error is not None:
             raise ChunkStorageError(
                 f"the result of chunk {chunk_id.chunk_index} of submission {chunk_id.submission_id} "
@@ -222,20 +282,37 @@ class ConsumerClient:
         """Reports the chunk as failed. Raises InternalConsumerClientError."""
         if not isinstance(failure, str):
             raise TypeError(f"failure must be a str, not {failure!r}")
-        self._report(wire.FailChunk(_chunk_id(submission_id, chunk_index), failure_text(failure)))
+        self._report(wire.FailChunk(_chunk_id(submission_id, chunk_index), outcomes.failure_text(failure)))
 
-    def run_per_chunk(self, strategy: Strategy, callback: Callable[[Chunk], bytes], prefetch: int = 0) -> None:
-        """Calls `callback` with one chunk after the other, for ever; see opsqueue.client.loop."""
+    def run_per_chunk(
+        self, strategy: Strategy, callback: Callable[[Chunk], bytes], prefetch: int | None = None
+    ) -> None:
+        """Calls `callback` with one chunk after the other, until `stop`; see opsqueue.client.loop."""
         # imported here, since the loop is made of this client
         from opsqueue.client.loop import ChunkLoop
 
-        ChunkLoop(self, strategy, callback, prefetch).run()
+        loop = ChunkLoop(self, strategy, callback, prefetch)
+        self._loops.add(loop)
+        if not self._stopped:
+            loop.run()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is an open connection now."""
+        connection = self._own_link().current
+        return connection is not None and connection.alive and connection.opened.done()
+
+    def stop(self) -> None:
+        """Ends the loops, each after the chunk in hand, also those to come. A signal handler may call it."""
+        self._stopped = True
+        for loop in list(self._loops):
+            loop.stop()
 
     def _report(self, report: wire.ClientContents) -> None:
         link = self._own_link()
         connection = link.current
         if connection is None:
-            connection = link.connect()
+            connection = link.connect(_never)
         try:
             connection.send([report])
         except ConnectionLostError as error:
@@ -268,20 +345,18 @@ def fetched(arrival: Arrival) -> bytes | StoreError:
         )
 
 
+def note_reserved(seconds: float, arrivals: Sequence[Arrival]) -> None:
+    """A span and a count for a reservation that took so long until now."""
+    meters.consumed(len(arrivals))
+    if spans.is_recorded():
+        spans.reserved(seconds, [carrier(arrival.submission.otel_trace_carrier) for arrival in arrivals])
+
+
 def checked_strategy(strategy: object) -> Strategy:
     """`strategy`, if it is one. Raises TypeError."""
     if not isinstance(strategy, Strategy):
         raise TypeError(f"strategy must be an instance such as Strategy.Random(), not {strategy!r}")
     return strategy
-
-
-def failure_text(text: str) -> str:
-    """A text that can be sent: valid Unicode, its middle left out when it is too long."""
-    encoded = text.encode(errors="backslashreplace")
-    if len(encoded) > MAX_FAILURE_BYTES:
-        half = MAX_FAILURE_BYTES // 2 - 10
-        encoded = encoded[:half] + b"\n...\n" + encoded[-half:]
-    return encoded.decode(errors="ignore")
 
 
 def _chunk_id(submission_id: SubmissionId, chunk_index: ChunkIndex) -> wire.ChunkId:

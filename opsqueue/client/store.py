@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,11 @@ _BUCKET_SCHEMES = ("s3", "gs", "az")
 _KNOWN = "file:///absolute/path, memory://, s3://bucket/path, gs://bucket/path, az://container/path"
 
 
+#: Seconds below which a call is made at once, and bytes below which that is thought of.
+_QUICK_S = 0.0005
+_QUICK_BYTES = 1024 * 1024
+
+
 class StoreError(Exception):
     """An object could not be read or written; the text names it and the cause."""
 
@@ -37,6 +43,9 @@ class Store(Protocol):
 
     def get(self, path: str) -> bytes:
         """An object's bytes."""
+
+    def is_quick(self, size: int) -> bool:
+        """Whether an object of `size` bytes, 0 when it is not known, is read or written sooner than a thread starts."""
 
 
 def input_path(prefix: str, index: int) -> str:
@@ -117,8 +126,18 @@ class DirectoryStore:
 
     def __init__(self, root: str) -> None:
         self._root = Path(root)
+        #: Seconds that calls take lately, by the shortest of them: others had to wait for other threads. Unknown until
+        #: there was one, since the directory may be a network's.
+        self._seconds = float("inf")
+
+    def is_quick(self, size: int) -> bool:
+        return self._seconds < _QUICK_S and size < _QUICK_BYTES
+
+    def _took(self, begun: float) -> None:
+        self._seconds = min(time.perf_counter() - begun, self._seconds * 1.02)
 
     def put(self, path: str, data: bytes) -> None:
+        begun = time.perf_counter()
         target = self._locate(path)
         temporary = f"{target}.{os.getpid()}-{next(self._counter)}.tmp"
         try:
@@ -138,14 +157,18 @@ class DirectoryStore:
                 raise
         except OSError as error:
             raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
+        self._took(begun)
 
     def get(self, path: str) -> bytes:
+        begun = time.perf_counter()
         target = self._locate(path)
         try:
             with open(target, "rb", buffering=0) as file:
-                return file.read()
+                data = file.read()
         except OSError as error:
             raise StoreError(f"cannot read {target}: {error.strerror or error}") from error
+        self._took(begun)
+        return data
 
     def _locate(self, path: str) -> Path:
         # prefixes come from other programs by way of the server
@@ -180,6 +203,30 @@ class BucketStore:
         self._check_process()
         try:
             return bytes(obstore.get(self._store, self._base + path).bytes())
+        except Exception as error:
+            raise StoreError(f"cannot read {self._url}/{path}: {_first_line(error)}") from error
+
+    def is_quick(self, size: int) -> bool:
+        return False
+
+    async def put_async(self, path: str, data: bytes) -> None:
+        """As `put`, under asyncio."""
+        import obstore
+
+        self._check_process()
+        try:
+            await obstore.put_async(self._store, self._base + path, data)
+        except Exception as error:
+            raise StoreError(f"cannot write {self._url}/{path}: {_first_line(error)}") from error
+
+    async def get_async(self, path: str) -> bytes:
+        """As `get`, under asyncio."""
+        import obstore
+
+        self._check_process()
+        try:
+            found = await obstore.get_async(self._store, self._base + path)
+            return bytes(await found.bytes_async())
         except Exception as error:
             raise StoreError(f"cannot read {self._url}/{path}: {_first_line(error)}") from error
 

@@ -5,12 +5,11 @@ The chunks are made on the calling thread, stored on the pool's.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 
-from opsqueue.client.pool import Pool
+from opsqueue.client.pool import Pool, ready
 from opsqueue.client.store import Store, StoreError, input_path
 from opsqueue.exceptions import ChunksStorageError
 
@@ -43,6 +42,8 @@ class Upload:
 
     async def run_async(self, chunks: Iterable[bytes]) -> int:
         """As `run`, without blocking the event loop while chunks are stored."""
+        import asyncio  # most programs do without
+
         try:
             for wanted in self._steps(chunks):
                 await asyncio.wrap_future(wanted)
@@ -58,6 +59,8 @@ class Upload:
         """Starts uploads; yields each that has to end before the next may start, and at the end all others."""
         for chunk in chunks:
             content = memoryview(chunk).tobytes() if not isinstance(chunk, bytes) else chunk
+            while self._running and self._running[0][1].done():
+                yield from self._oldest()
             while self._running and (len(self._running) >= MAX_CHUNKS or self._bytes + len(content) > MAX_BYTES):
                 yield from self._oldest()
             self._start(content)
@@ -72,7 +75,8 @@ class Upload:
 
     def _start(self, content: bytes) -> None:
         path = input_path(self._prefix, self._count)
-        self._running.append((len(content), self._pool.submit(lambda: self._store.put(path, content))))
+        start = ready if self._store.is_quick(len(content)) else self._pool.submit
+        self._running.append((len(content), start(lambda: self._store.put(path, content))))
         self._bytes += len(content)
         self._count += 1
 

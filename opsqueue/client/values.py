@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
 from opsqueue.exceptions import TryFromIntError
 from opsqueue.protocol import strategy as wire
@@ -390,6 +390,9 @@ class ChunkFailed:
     chunk_index: ChunkIndex
     failure: str
     failed_at: datetime
+
+
+AnySubmission: TypeAlias = Submission | SubmissionCompleted | SubmissionFailed | SubmissionCancelled
 
 
 class SubmissionStatus(_Variants):

@@ -12,7 +12,7 @@ import time
 from typing import Final
 
 from opsqueue.client.backoff import Backoff
-from opsqueue.client.http import Answer, Failure, HttpClient
+from opsqueue.client.exchange import Answer, Call, Exchange, Failure
 
 #: What is asked for at once; proxies and the client's own limit on silence (60 s) allow it.
 LONGEST_WAIT_S: Final = 30.0
@@ -24,30 +24,30 @@ WAIT_HEADER: Final = "opsqueue-wait-ms"
 
 
 class Waiting:
-    """The requests of one wait for one thing. For one thread at a time."""
+    """The requests of one wait for one thing. For one caller at a time."""
 
-    def __init__(self, http: HttpClient, timeout: float | None, what: str) -> None:
-        self._http = http
+    def __init__(self, exchange: Exchange, timeout: float | None, what: str) -> None:
+        self._exchange = exchange
         self._timeout = timeout
         self._what = what
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._pauses = Backoff(jitter=False)
         self._waited = False
 
-    def ask(self, path: str, *, at_once: bool = False) -> Answer:
+    def ask(self, path: str, *, at_once: bool = False) -> Call[Answer]:
         """The answer to a GET, after a wait of the server's if it offers one and `at_once` does not forbid it."""
         seconds = 0.0 if at_once else self._seconds()
         begun = time.monotonic()
         if seconds < ANSWER_S:
-            answer = self._http.request("GET", path, deadline=self._deadline)
+            answer = yield from self._exchange.request("GET", path, deadline=self._deadline)
         else:
 
-            def without_wait(_failure: Failure) -> Answer:
+            def without_wait(_failure: Failure) -> Call[Answer | None]:
                 # 503 may mean that too many wait: what is so now is answered all the same
-                return self._http.request("GET", path, deadline=self._deadline)
+                return (yield from self._exchange.request("GET", path, deadline=self._deadline))
 
             joint = "&" if "?" in path else "?"
-            answer = self._http.request(
+            answer = yield from self._exchange.request(
                 "GET",
                 f"{path}{joint}wait={int(seconds * 1000)}ms",
                 before_retry=without_wait,

@@ -4,12 +4,18 @@
 object with `dumps` and `loads`.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from opsqueue.serialization.cbor_format import CborFormat, Codec, cbor, register_codec
-from opsqueue.serialization.chunks import DEFAULT_SERIALIZATION_FORMAT, decode_chunk, encode_chunk, packed_chunks
-from opsqueue.serialization.compression import Compression, check_compression, compression_of
+from opsqueue.serialization.chunks import DEFAULT_SERIALIZATION_FORMAT, decode_chunk, encode_chunk
+from opsqueue.serialization.compression import Compression
 from opsqueue.serialization.formats import SerializationFormat
-from opsqueue.serialization.json_format import json
-from opsqueue.serialization.msgpack_format import msgpack
+
+if TYPE_CHECKING:
+    from opsqueue.serialization.json_format import json as json
+    from opsqueue.serialization.msgpack_format import msgpack as msgpack
 
 __all__ = [
     "DEFAULT_SERIALIZATION_FORMAT",
@@ -18,12 +24,22 @@ __all__ = [
     "Compression",
     "SerializationFormat",
     "cbor",
-    "check_compression",
-    "compression_of",
     "decode_chunk",
     "encode_chunk",
     "json",
     "msgpack",
-    "packed_chunks",
     "register_codec",
 ]
+
+
+def __getattr__(name: str) -> SerializationFormat:
+    # most programs use neither, and each takes its time to load
+    if name == "json":
+        from opsqueue.serialization.json_format import json
+
+        return json
+    if name == "msgpack":
+        from opsqueue.serialization.msgpack_format import msgpack
+
+        return msgpack
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

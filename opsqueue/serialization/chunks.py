@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import cbor2
 
-from opsqueue.exceptions import SerializationError
+from opsqueue.exceptions import DeserializationError, SerializationError
 from opsqueue.serialization.cbor_format import cbor
-from opsqueue.serialization.compression import DEFAULT_LEVEL, Compression, compress, compression_of, decompress
+from opsqueue.serialization.compression import Compression, compress, compression_of, decompress
 from opsqueue.serialization.formats import SerializationFormat
 
-__all__ = ["DEFAULT_SERIALIZATION_FORMAT", "decode_chunk", "encode_chunk", "packed_chunks"]
+__all__ = ["DEFAULT_SERIALIZATION_FORMAT", "decode_chunk", "encode_chunk"]
 
 #: The format of a call that names none. `encode_chunk` and `decode_chunk` use `opsqueue.serialization.cbor` for it.
 DEFAULT_SERIALIZATION_FORMAT: Final[SerializationFormat] = cast("SerializationFormat", cbor2)
@@ -24,7 +23,6 @@ def encode_chunk(
     serialization_format: SerializationFormat,
     compression: Compression | None = None,
     *,
-    level: int = DEFAULT_LEVEL,
     first_index: int = 0,
 ) -> bytes:
     """A chunk's operations as bytes, compressed when that is asked for.
@@ -37,56 +35,57 @@ def encode_chunk(
     try:
         data = serialization_format.dumps(chunk)
     except SerializationError as error:
-        _raise_with_index(error, chunk, serialization_format, first_index)
-        raise
+        found = _first_unfit(chunk, serialization_format, first_index)
+        if found is None:
+            raise
+        raise found from (found.__cause__ or error.__cause__)
     # what only looks like a compressed chunk is compressed too: it has to come back as it was
     if compression is None and compression_of(data) is None:
         return data
-    return compress(data, level)
+    return compress(data)
 
 
 def decode_chunk(
-    chunk: bytes, serialization_format: SerializationFormat, *, max_decompressed: int | None = None
+    chunk: bytes,
+    serialization_format: SerializationFormat,
+    *,
+    max_decompressed: int | None = None,
+    name: str | None = None,
 ) -> Sequence[Any]:
     """A chunk's operations, of a compressed one too; `max_decompressed` is in bytes, None for the process's limit.
 
     Raises DecompressionError for a broken or too large compressed chunk, and AssertionError unless the bytes hold a
-    sequence; what `loads` raises passes.
+    sequence; what `loads` raises passes. Each says the chunk's `name`, if given, in its text or in a note.
     """
     if serialization_format is DEFAULT_SERIALIZATION_FORMAT:
         serialization_format = cbor
-    if compression_of(chunk) is not None:
-        chunk = decompress(chunk, max_decompressed)
-    ops = serialization_format.loads(chunk)
-    if type(ops) is not list and not isinstance(ops, Sequence):  # the first is 300 ns faster
-        raise AssertionError(f"a chunk must hold a sequence of operations, this one holds a {type(ops).__name__}")
+    try:
+        if compression_of(chunk) is not None:
+            chunk = decompress(chunk, max_decompressed)
+        ops = serialization_format.loads(chunk)
+        if type(ops) is not list and not isinstance(ops, Sequence):  # the first is 300 ns faster
+            raise AssertionError(f"a chunk must hold a sequence of operations, this one holds a {type(ops).__name__}")
+    except DeserializationError as error:
+        error.chunk = name
+        raise
+    except Exception as error:
+        if name is not None:
+            error.add_note(f"{name} could not be decoded")
+        raise
     return ops
 
 
-def packed_chunks(
-    ops: Iterable[Any],
-    chunk_size: int,
-    serialization_format: SerializationFormat,
-    compression: Compression | None = None,
-    *,
-    level: int = DEFAULT_LEVEL,
-) -> Iterator[bytes]:
-    """`ops` in encoded chunks of `chunk_size`, the last one of what is left. Raises as `encode_chunk`, lazily."""
-    taking = iter(ops)
-    first_index = 0
-    while chunk := tuple(islice(taking, chunk_size)):
-        yield encode_chunk(chunk, serialization_format, compression, level=level, first_index=first_index)
-        first_index += chunk_size
-
-
-def _raise_with_index(
-    error: SerializationError, chunk: Sequence[Any], serialization_format: SerializationFormat, first_index: int
-) -> None:
-    """Raises `error` anew with the first operation that has it; returns when none has it by itself."""
+def _first_unfit(
+    chunk: Sequence[Any], serialization_format: SerializationFormat, first_index: int
+) -> SerializationError | None:
+    """What is wrong with the first operation that cannot be encoded by itself, if there is one."""
     if not isinstance(chunk, Sequence):
-        return
+        return None
     for index, operation in enumerate(chunk, first_index):
         try:
             serialization_format.dumps((operation,))
-        except SerializationError as found:
-            raise SerializationError(found.reason, index) from (found.__cause__ or error.__cause__)
+        except SerializationError as error:
+            found = SerializationError(error.reason, index)
+            found.__cause__ = error.__cause__
+            return found
+    return None

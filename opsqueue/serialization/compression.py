@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Final, Literal
 
 from opsqueue.exceptions import DecompressionError, IncorrectUsageError, SerializationError
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
 __all__ = [
-    "DEFAULT_LEVEL",
     "DEFAULT_MAX_DECOMPRESSED_BYTES",
     "MAGIC",
     "MAX_DECOMPRESSED_VARIABLE",
@@ -33,7 +26,7 @@ Compression = Literal["zstd"]
 MAGIC: Final = b"\x89OPSQZ1\n"
 
 #: zstd's own default: a few hundred MB/s.
-DEFAULT_LEVEL: Final = 3
+_LEVEL: Final = 3
 
 #: What a compressed chunk may hold unless the environment says otherwise: 1 GiB.
 DEFAULT_MAX_DECOMPRESSED_BYTES: Final = 1 << 30
@@ -44,18 +37,13 @@ MAX_DECOMPRESSED_VARIABLE: Final = "OPSQUEUE_MAX_DECOMPRESSED_BYTES"
 _FRAME_MAGIC: Final = b"\x28\xb5\x2f\xfd"  # RFC 8878, 3.1.1
 
 
-def check_compression(compression: str | None, level: int = DEFAULT_LEVEL) -> None:
+def check_compression(compression: str | None) -> None:
     """Raises IncorrectUsageError unless chunks can be compressed so."""
-    if compression is None:
-        return
-    if compression != "zstd":
+    if compression is not None and compression != "zstd":
         raise IncorrectUsageError(f'compression must be "zstd" or None, not {compression!r}')
-    lowest, highest = zstd.CompressionParameter.compression_level.bounds()
-    if not lowest <= level <= highest:
-        raise IncorrectUsageError(f"the level of zstd must be from {lowest} to {highest}, not {level}")
 
 
-def compress(data: bytes, level: int = DEFAULT_LEVEL) -> bytes:
+def compress(data: bytes) -> bytes:
     """`data` as a compressed chunk. Raises SerializationError for one that no reader would take for its size."""
     limit = max_decompressed_bytes()
     if len(data) > limit:
@@ -63,8 +51,10 @@ def compress(data: bytes, level: int = DEFAULT_LEVEL) -> bytes:
             f"a chunk of {len(data)} bytes is over the limit of {limit} for compressed ones; make chunk_size smaller, "
             f"or set {MAX_DECOMPRESSED_VARIABLE} here and for the consumers"
         )
+    from opsqueue.serialization.zstd_library import zstd  # most programs never compress
+
     options: dict[int, int] = {
-        zstd.CompressionParameter.compression_level: level,
+        zstd.CompressionParameter.compression_level: _LEVEL,
         zstd.CompressionParameter.checksum_flag: 1,
     }
     return MAGIC + zstd.compress(data, options=options)
@@ -87,6 +77,8 @@ def decompress(chunk: bytes, limit: int | None = None) -> bytes:
     frame = memoryview(chunk)[len(MAGIC) :]
     if frame[:4] != _FRAME_MAGIC[: len(frame)]:
         raise DecompressionError("no zstd frame follows its first 8 bytes")
+    from opsqueue.serialization.zstd_library import zstd
+
     decompressor = zstd.ZstdDecompressor()
     try:
         data = decompressor.decompress(frame, limit + 1)

@@ -30,11 +30,19 @@ _STATUS = _SQL["status"]
 _DIRECT_INPUT = _SQL["direct_input"]
 _DIRECT_OUTPUT = _SQL["direct_output"]
 _NEWEST_BY_PREFIX = _SQL["newest_by_prefix"]
+_NEWEST_BY_KEY = _SQL["newest_by_key"]
 _BLOCKS = _SQL["blocks"]
 _UNFINISHED = _SQL["unfinished"]
 _COUNT_PAIR = _SQL["count_pair"]
 _UNFINISHED_WITH_PAIR = _SQL["unfinished_with_pair"]
 _UNFINISHED_WITH_PAIRS = _SQL["unfinished_with_pairs"]
+
+_AFTER = _SQL["after"]
+_AFTER_UNFINISHED = _SQL["after_unfinished"]
+_AFTER_RARE_STATE = _SQL["after_rare_state"]
+_AFTER_WITH_PAIR = _SQL["after_with_pair"]
+
+_RARE_STATES = (State.PAUSED, State.FAILED, State.CANCELLED)
 
 _decode_pairs = msgspec.json.Decoder(dict[str, int]).decode
 
@@ -141,6 +149,11 @@ class Reader:
         row = self._row(_NEWEST_BY_PREFIX, (prefix,))
         return None if row is None else row[0]
 
+    def lookup_by_key(self, key: str) -> int | None:
+        """The newest submission with this Idempotency-Key, whatever its state."""
+        row = self._row(_NEWEST_BY_KEY, (key,))
+        return None if row is None else row[0]
+
     def lookup_by_strategic_metadata(self, pairs: Mapping[str, int], limit: int) -> list[int]:
         """Unfinished submissions (paused ones too) with all pairs, ascending. Raises TooManyError above `limit`."""
         found = [row[0] for row in self._matching(pairs, limit + 1)]
@@ -148,13 +161,36 @@ class Reader:
             raise TooManyError(limit)
         return found
 
+    def candidates(
+        self, after: int, state: State | None, pair: tuple[str, int] | None, limit: int
+    ) -> list[tuple[int, State, dict[str, int]]]:
+        """(id, state, strategic metadata) of `limit` submissions above id `after`, ascending, by the narrowest index.
+
+        All that have this state and this pair are among them, others may be too. Fewer than `limit`: there are no more.
+        """
+        if pair is not None and state in (State.IN_PROGRESS, State.PAUSED):
+            rows = self._rows(_AFTER_WITH_PAIR, (*pair, after, limit))
+        elif state in _RARE_STATES:
+            rows = self._rows(_AFTER_RARE_STATE, (int(state), after, limit))
+        elif state is State.IN_PROGRESS:
+            rows = self._rows(_AFTER_UNFINISHED, (after, limit))
+        else:
+            rows = self._rows(_AFTER, (after, limit))
+        return [(submission, State(number), self._pairs(submission, text)) for submission, number, text in rows]
+
+    def rarest(self, pairs: Mapping[str, int]) -> tuple[str, int]:
+        """The pair, of at least one, that the fewest unfinished submissions have, about."""
+        if len(pairs) == 1:
+            return next(iter(pairs.items()))
+        return min(pairs.items(), key=lambda pair: self._rows(_COUNT_PAIR, (*pair, RARE_PAIR))[0][0])
+
     def _matching(self, pairs: Mapping[str, int], at_most: int) -> list[tuple[Any, ...]]:
         if not pairs:
             return self._rows(_UNFINISHED, (at_most,))
         if len(pairs) == 1:
             ((key, value),) = pairs.items()
             return self._rows(_UNFINISHED_WITH_PAIR, (key, value, at_most))
-        key, value = min(pairs.items(), key=lambda pair: self._rows(_COUNT_PAIR, (*pair, RARE_PAIR))[0][0])
+        key, value = self.rarest(pairs)
         others = msgspec.json.encode([pair for pair in pairs.items() if pair[0] != key]).decode()
         return self._rows(_UNFINISHED_WITH_PAIRS, (key, value, others, at_most))
 
@@ -175,11 +211,14 @@ class Reader:
         carrier: str,
         direct: int,
     ) -> Description:
+        strategic = self._pairs(submission, pairs)
+        return Description(prefix, chunks_total, chunk_size, metadata, strategic, carrier, bool(direct))
+
+    def _pairs(self, submission: int, text: str) -> dict[str, int]:
         try:
-            strategic = _decode_pairs(pairs)
+            return _decode_pairs(text)
         except msgspec.MsgspecError as error:
             raise ReadError(self._path, f"strategic_metadata of submission {submission}: {error}") from error
-        return Description(prefix, chunks_total, chunk_size, metadata, strategic, carrier, bool(direct))
 
     def _bytes(self, sql: str, submission: int, chunk: int) -> bytes | None:
         row = self._row(sql, (submission, chunk))

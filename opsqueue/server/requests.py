@@ -36,6 +36,14 @@ class Insert(msgspec.Struct, tag="insert", frozen=True):
     paused: bool
 
 
+class Retry(msgspec.Struct, tag="retry", frozen=True):
+    """Do a failed submission again. Answered by Inserted, NotRetryable, NotHeld (unknown) or Unavailable."""
+
+    submission: int
+    #: Its chunks.
+    count: int
+
+
 class Cancel(msgspec.Struct, tag="cancel", frozen=True):
     """Answered by Done, or NotHeld (unknown or ended: the file says which), or Unavailable."""
 
@@ -53,6 +61,12 @@ class Status(msgspec.Struct, tag="status", frozen=True):
     """Answered by Progress, or NotHeld when the file holds the whole truth."""
 
     submission: int
+
+
+class Progresses(msgspec.Struct, tag="progresses", frozen=True):
+    """The chunks done of several submissions at once. Answered by Progressed."""
+
+    submissions: list[int]
 
 
 class Counts(msgspec.Struct, tag="counts", frozen=True):
@@ -92,7 +106,7 @@ class DoneBlocks(msgspec.Struct, tag="done_blocks", frozen=True):
     at: int
 
 
-Request = Insert | Cancel | Pause | Status | Counts | Ping | Watch | Unwatch | DoneBlocks
+Request = Insert | Retry | Cancel | Pause | Status | Progresses | Counts | Ping | Watch | Unwatch | DoneBlocks
 
 
 class Inserted(msgspec.Struct, tag="inserted", frozen=True):
@@ -106,6 +120,16 @@ class Conflict(msgspec.Struct, tag="conflict", frozen=True):
     """Another submission with the same prefix or key, but other contents, is in progress."""
 
     submission: int
+
+
+class NotRetryable(msgspec.Struct, tag="not_retryable", frozen=True):
+    """`state` is the submission's; `conflict`: it has failed, but this unfinished one has its prefix or key.
+
+    A failed one without a conflict: which of its chunks are done is no longer known.
+    """
+
+    state: int
+    conflict: int | None
 
 
 class Unavailable(msgspec.Struct, tag="unavailable", frozen=True):
@@ -129,6 +153,12 @@ class Progress(msgspec.Struct, tag="progress", frozen=True):
 
     chunks_done: int
     paused: bool
+
+
+class Progressed(msgspec.Struct, tag="progressed", frozen=True):
+    """Done chunks in the order of the question, as far as commits cover them; None: the file holds the whole truth."""
+
+    chunks_done: list[int | None]
 
 
 class Counted(msgspec.Struct, tag="counted", frozen=True):
@@ -159,7 +189,7 @@ class Blocks(msgspec.Struct, tag="blocks", frozen=True):
     blocks: list[tuple[int, bytes]]
 
 
-Reply = Inserted | Conflict | Unavailable | Done | NotHeld | Progress | Counted | Blocks
+Reply = Inserted | Conflict | NotRetryable | Unavailable | Done | NotHeld | Progress | Progressed | Counted | Blocks
 
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode

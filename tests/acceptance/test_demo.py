@@ -132,6 +132,8 @@ def example_consumers(server: Server, store_url: str) -> Iterator[None]:
     """Two consumers of the example."""
     command = [sys.executable, "examples/wordcount_consumer.py", server.address, store_url]
     processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
+    # Before that, Ctrl-C would end them in the middle of their imports.
+    wait_until(lambda: server.metric("consumers_connected_count") == 2, "both are connected", within=30)
     yield
     for process in processes:
         process.send_signal(signal.SIGINT)

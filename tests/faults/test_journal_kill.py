@@ -27,6 +27,7 @@ from opsqueue.server.writer.batch import (
     EndedSubmission,
     Journal,
     JournalOptions,
+    NewRetry,
     NewSubmission,
     PauseChange,
     State,
@@ -51,6 +52,8 @@ class Submission:
     retries: Counter[int] = field(default_factory=Counter)
     outputs: dict[int, bytes] = field(default_factory=dict)
     direct: bool = False
+    #: The first of those that have the same inputs: a submission, its retry, the retry's retry and so on.
+    first: int = 0
 
 
 @dataclass
@@ -72,6 +75,7 @@ class Script:
         events, outputs = self._work(rng)
         ended = self._end(rng, exclude={new.submission for new in inserts})
         pauses = self._pause(rng, exclude={new.submission for new in inserts})
+        retries = self._retry(rng)
         blocks, log_through = self._fold(rng)
         if rng.random() < 0.1:
             self.id_mark_ms = self.number
@@ -82,6 +86,7 @@ class Script:
             cancelled=tuple(one for one in ended if one.state is State.CANCELLED),
             pauses=pauses,
             inserts=inserts,
+            retries=retries,
             outputs=outputs,
             blocks=blocks,
             log_through=log_through,
@@ -98,11 +103,11 @@ class Script:
             if rng.random() < 0.3:
                 contents = [rng.randbytes(rng.randrange(3000)) for _ in range(rng.randint(1, 20))]
                 made.append(new_submission(submission, contents=contents))
-                self.submissions[submission] = Submission(len(contents), direct=True)
+                self.submissions[submission] = Submission(len(contents), direct=True, first=submission)
             else:
                 total = rng.choice([1, 7, 4096, 4097, 20_000])
                 made.append(new_submission(submission, count=total, strategic={"n": submission % 3}))
-                self.submissions[submission] = Submission(total)
+                self.submissions[submission] = Submission(total, first=submission)
         return tuple(made)
 
     def _work(self, rng: random.Random) -> tuple[list[LogEvent], tuple[DirectOutput, ...]]:
@@ -147,6 +152,21 @@ class Script:
                 )
             )
         return ended
+
+    def _retry(self, rng: random.Random) -> tuple[NewRetry, ...]:
+        """Of one that has failed, while nothing works on the same inputs; its blocks come along, as from the engine."""
+        busy = {it.first for it in self.submissions.values() if it.state not in (State.FAILED, State.CANCELLED)}
+        failed = [one for one, it in self.submissions.items() if it.state is State.FAILED and it.first not in busy]
+        if not failed or rng.random() > 0.3:
+            return ()
+        submission = rng.choice(failed)
+        it = self.submissions[submission]
+        retry = len(self.submissions) + 1
+        self.submissions[retry] = Submission(
+            it.total, done=set(it.done), outputs=dict(it.outputs), direct=it.direct, first=it.first
+        )
+        blocks = [self._block(submission, block) for block in sorted({chunk // BLOCK for chunk in it.done})]
+        return (NewRetry(retry, submission, it.total, tuple((row.block, row.done) for row in blocks)),)
 
     def _pause(self, rng: random.Random, exclude: set[int]) -> tuple[PauseChange, ...]:
         changes = []
@@ -227,7 +247,7 @@ def assert_holds(path: str, collected: Collected, script: Script) -> None:
             assert reader.direct_output(submission, chunk) == content
     assert reader.status(len(script.submissions) + 1) is None
     for value in range(3):
-        expected = [one for one, it in unfinished.items() if not it.direct and one % 3 == value]
+        expected = [one for one, it in unfinished.items() if not it.direct and it.first % 3 == value]
         assert reader.lookup_by_strategic_metadata({"n": value}, 10_000) == expected
     reader.close()
 

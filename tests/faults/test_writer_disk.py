@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from opsqueue.server import requests
-from opsqueue.server.writer import commits
+from opsqueue.server.writer import commits, folding
+from opsqueue.server.writer.batch import State
 from tests.support.bare_writer import BareWriter, bare_writer
 
 
@@ -120,3 +121,44 @@ def test_a_writer_that_cannot_store_for_long_takes_nothing_more_until_it_can_and
         writer.kill()
         writer.start()
         assert writer.status(submission) == requests.Progress(chunks_done=1_000, paused=False)
+
+
+def test_a_retry_that_cannot_be_stored_is_refused_and_complete_when_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folding, "FOLD_AFTER_ROWS", 1)  # inherited by the forked writer: it folds all the time
+    with bare_writer(tmp_path / "q.db", max_chunk_retries=1) as writer:
+        writer.open(1)
+        for number in range(20):
+            submission = inserted(writer.insert(f"p{number}", 9))
+            writer.reserve(1)
+            refuse_writes(writer)
+            writer.complete(1, submission, 5)
+            assert isinstance(writer.insert("q", 1), requests.Unavailable)
+            writer.fail(1, submission, 0, b"boom")
+            for _ in range(number % 3 + 1):
+                assert isinstance(writer.call(requests.Retry(submission, 9)), requests.Unavailable)
+            allow_writes(writer)
+            if number % 2:
+                writer.kill()
+                writer.start()
+                writer.open(1)
+            again = until_stored(writer, requests.Retry(submission, 9), submission)
+            assert writer.status(again) == requests.Progress(chunks_done=1, paused=False)
+            assert writer.call(requests.Cancel(again)) == requests.Done()
+
+
+def until_stored(writer: BareWriter, retry: requests.Retry, submission: int) -> int:
+    """The retry's id. A killed writer may have forgotten the failure, which no commit had stored: it fails again."""
+    while True:
+        match writer.call(retry):
+            case requests.Inserted(submission=again):
+                return again
+            case requests.Unavailable():
+                pass
+            case requests.NotRetryable(state=State.IN_PROGRESS):
+                writer.complete(1, submission, 5)
+                [held] = writer.reserve(1)
+                writer.fail(1, submission, held.chunk, b"boom")
+            case reply:
+                raise AssertionError(reply)

@@ -14,6 +14,7 @@ from typing import Any
 from aiohttp import WSMsgType, web
 
 from opsqueue.protocol import consumer as wire
+from opsqueue.protocol.packed import Report
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse | None]]
 
@@ -163,6 +164,9 @@ class FakeServer:
         contents = message.contents
         if isinstance(contents, wire.WantToReserveChunks):
             holder.parked.append((message.nonce, contents.max))
+        elif isinstance(contents, wire.ReportChunks):
+            for report in contents.reports:
+                self._reported(holder, report)
         elif not isinstance(contents, wire.WorkingOn | wire.ExtendReservation):
             self._ended(holder, contents)
         with self.changed:
@@ -179,6 +183,15 @@ class FakeServer:
             self.submissions[key[0]]["failed"] = (key[1], contents.failure)
         else:
             self.available.insert(0, key)
+
+    def _reported(self, holder: Holder, report: Report) -> None:
+        for place, index in enumerate(report.chunks):
+            chunk = wire.ChunkId(report.submission_id, index)
+            if isinstance(report.outcome, str):
+                self._ended(holder, wire.FailChunk(chunk, report.outcome))
+            else:
+                output = None if report.outcome is None else report.outcome[place]
+                self._ended(holder, wire.CompleteChunk(chunk, output))
 
     async def _hand_out(self) -> None:
         for socket, holder in list(self.sockets.items()):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-import opsqueue.client.http as client_http
+import opsqueue.client.exchange as client_exchange
 from opsqueue.exceptions import (
     ChunkRetrievalError,
     ChunksStorageError,
@@ -89,7 +89,7 @@ def test_garbage_is_an_error_that_says_so(fake: Running, producer: ProducerClien
 
 
 def test_a_server_that_stays_away_is_given_up_with_the_cause(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(client_http, "MAX_TRIES", 3)
+    monkeypatch.setattr(client_exchange, "MAX_TRIES", 3)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         producer = ProducerClient(f"127.0.0.1:{unused.getsockname()[1]}", tmp_path.as_uri())

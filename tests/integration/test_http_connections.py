@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -28,9 +28,11 @@ VERSION = b"GET /version HTTP/1.1\r\nHost: h\r\n\r\n"
 class EmptySink:
     """Recovery of an empty file."""
 
-    def submission(self, loaded: object) -> None: ...
+    def load_submissions(self, rows: Iterable[object]) -> None:
+        assert not list(rows)
 
-    def load_blocks(self, rows: object) -> None: ...
+    def load_blocks(self, rows: Iterable[object]) -> None:
+        assert not list(rows)
 
     def events(self, events: bytes) -> None: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,11 @@ DIRECT = {"chunk_contents": {"Direct": {"contents": [[1, 2], None]}}}
 class EmptySink:
     """Recovery of an empty file."""
 
-    def submission(self, loaded: object) -> None: ...
+    def load_submissions(self, rows: Iterable[object]) -> None:
+        assert not list(rows)
 
-    def load_blocks(self, rows: object) -> None: ...
+    def load_blocks(self, rows: Iterable[object]) -> None:
+        assert not list(rows)
 
     def events(self, events: bytes) -> None: ...
 
@@ -73,12 +75,12 @@ def inserted(request: requests.Request) -> requests.Reply:
 async def test_an_insert_reaches_the_writer_whole(frontend: Frontend, http: aiohttp.ClientSession) -> None:
     frontend.writer.answer = inserted
     body = STORED | {"metadata": [0, 255], "strategic_metadata": {"a": -3}, "chunk_size": 2, "paused": True}
-    headers = {"traceparent": "00-aa-bb-01", "baggage": "k=v", "Idempotency-Key": "ignored for a prefix"}
+    headers = {"traceparent": "00-aa-bb-01", "baggage": "k=v", "Idempotency-Key": "monday"}
     status, text, _ = await insert(http, body, headers)
     assert (status, text) == (200, "77")
     [stored] = frontend.writer.asked
     assert isinstance(stored, requests.Insert)
-    assert (stored.prefix, stored.count, stored.contents, stored.idempotency_key) == ("p", 3, None, None)
+    assert (stored.prefix, stored.count, stored.contents, stored.idempotency_key) == ("p", 3, None, "monday")
     assert (stored.metadata, stored.strategic_metadata, stored.chunk_size) == (b"\x00\xff", {"a": -3}, 2)
     assert stored.paused
     assert json.loads(stored.otel_trace_carrier) == {"traceparent": "00-aa-bb-01", "baggage": "k=v"}

@@ -102,9 +102,10 @@ class Collected:
     #: What was called, in order.
     order: list[str] = field(default_factory=list)
 
-    def submission(self, loaded: LoadedSubmission) -> None:
-        self.order.append("submission")
-        self.submissions.append(loaded)
+    def load_submissions(self, rows: Iterable[LoadedSubmission]) -> None:
+        for loaded in rows:
+            self.order.append("submission")
+            self.submissions.append(loaded)
 
     def load_blocks(self, rows: Iterable[LoadedBlock]) -> None:
         for submission, block, _, done, attempts, _ in rows:

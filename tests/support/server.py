@@ -194,6 +194,14 @@ class Server:
         """Wait until /ping says pong."""
         wait_until(self.answers, "the server answers pong")
 
+    def metric(self, name: str) -> float:
+        """The value now; of a metric per process, the sum."""
+        with urllib.request.urlopen(self.url + "/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        values = [float(line.split()[-1]) for line in lines if line.startswith((name + " ", name + "{"))]
+        assert values, f"no metric {name}"
+        return sum(values)
+
     def log(self) -> str:
         """Everything that it has written so far."""
         return self._log_path.read_text(errors="replace") if self._log_path.exists() else ""

@@ -170,6 +170,9 @@ ERRORS: list[Exception] = [
     exceptions.SubmissionNotFoundError(7),
     exceptions.SubmissionNotCompletedYetError("not yet", ID),
     exceptions.TooManyMatchingSubmissionsError(3),
+    exceptions.SubmissionNotRetryableError(7, "Completed", "it is completed"),
+    exceptions.SubmissionEndedError(7, "Failed"),
+    exceptions.ServerLacksFeatureError("this server lists no submissions"),
     ChunkSizeIsZeroError(),
     *(
         getattr(exceptions, name)("text")
@@ -220,7 +223,7 @@ CHUNKS = [("chunk_contents", ANY, EMPTY), *META, ("chunk_size", ONLY, None)]
 BY_ID = [("submission_id", ANY, EMPTY)]
 TIMEOUT = ("timeout", ONLY, None)
 STRATEGY = ("strategy", ONLY, Strategy.Random())
-PREFETCH = ("prefetch", ONLY, 0)
+PREFETCH = ("prefetch", ONLY, None)
 REPORT = [("submission_id", ANY, EMPTY), ("submission_prefix", ANY, EMPTY), ("chunk_index", ANY, EMPTY)]
 NEW = [("opsqueue_url", ANY, EMPTY), ("object_store_url", ANY, EMPTY), ("object_store_options", ONLY, [])]
 
@@ -229,10 +232,10 @@ SIGNATURES: dict[Any, list[tuple[str, str, Any]]] = {
     ProducerClient.server_version: [],
     ProducerClient.count_submissions: [],
     ProducerClient.insert_submission: OPS,
-    ProducerClient.run_submission: OPS,
+    ProducerClient.run_submission: [*OPS, ("progress", ONLY, False)],
     ProducerClient.async_run_submission: OPS,
     ProducerClient.insert_submission_chunks: CHUNKS,
-    ProducerClient.run_submission_chunks: CHUNKS,
+    ProducerClient.run_submission_chunks: [*CHUNKS, ("progress", ONLY, False)],
     ProducerClient.async_run_submission_chunks: CHUNKS,
     ProducerClient.blocking_stream_completed_submission: [*BY_ID, FORMAT, TIMEOUT],
     ProducerClient.blocking_stream_completed_submission_chunks: [*BY_ID, TIMEOUT],

@@ -16,6 +16,7 @@ import pytest
 
 from opsqueue._speedups import compact
 from opsqueue._speedups import consumer as speedups
+from opsqueue.cli.main import COMMANDS
 from opsqueue.protocol import consumer as protocol
 from opsqueue.protocol import strategy
 from opsqueue.server import metrics
@@ -179,9 +180,22 @@ def test_metrics_that_are_named_exist() -> None:
     assert {name for name in named if name not in known and f"`{name}`" not in page} == set()
 
 
+@pytest.fixture(scope="module")
+def flags_of_commands() -> set[str]:
+    """What every command's --help tells."""
+    commands = re.findall(r"^  ([a-z]+)  ", COMMANDS, re.MULTILINE)
+    assert len(commands) >= 4
+    found = {"--version"}
+    for command in commands:
+        words = [sys.executable, "-m", "opsqueue", command, "--help"]
+        told = subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout
+        found.update(re.findall(r"--[a-z][a-z-]+", told))
+    return found
+
+
 @pytest.mark.parametrize("page", [path for path in PAGES if path.name != "configuration.md"], ids=name_of)
-def test_settings_that_are_named_exist(page: Path) -> None:
-    known = {declared.flag for declared in declarations()} | {"--config", "--help", "--version", "--check"}
+def test_flags_that_are_named_exist(page: Path, flags_of_commands: set[str]) -> None:
+    known = {declared.flag for declared in declarations()} | flags_of_commands
     for flag in re.findall(r"`(--[a-z][a-z-]+)", without_code(page.read_text())):
         assert flag in known, f"{name_of(page)} names {flag}"
 

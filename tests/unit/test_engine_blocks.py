@@ -150,13 +150,13 @@ def test_reservations_of_a_failed_submission_are_dropped_in_slices_and_counted_a
 def test_a_block_that_cannot_be_what_was_written_is_refused(
     engine: ScriptedEngine, block: int, done: bytes, attempts: bytes, complaint: str
 ) -> None:
-    engine.submission(LoadedSubmission(5, State.IN_PROGRESS, 4097, 1, False, {}))
+    engine.load_submissions([LoadedSubmission(5, State.IN_PROGRESS, 4097, 1, False, {})])
     with pytest.raises(ValueError, match=complaint):
         engine.load_blocks([(5, block, 0, done, attempts, 4097)])
 
 
 def test_a_block_that_comes_twice_or_for_nobody_is_refused(engine: ScriptedEngine) -> None:
-    engine.submission(LoadedSubmission(5, State.IN_PROGRESS, 4097, 1, False, {}))
+    engine.load_submissions([LoadedSubmission(5, State.IN_PROGRESS, 4097, 1, False, {})])
     engine.load_blocks([(5, 1, 0, b"", b"", 4097)])
     with pytest.raises(ValueError, match="comes twice"):
         engine.load_blocks([(5, 1, 0, b"", b"", 4097)])
@@ -178,19 +178,19 @@ def test_a_block_that_comes_twice_or_for_nobody_is_refused(engine: ScriptedEngin
     ],
 )
 def test_a_damaged_log_row_is_refused(engine: ScriptedEngine, row: bytes) -> None:
-    engine.submission(LoadedSubmission(5, State.IN_PROGRESS, 10, 1, False, {}))
+    engine.load_submissions([LoadedSubmission(5, State.IN_PROGRESS, 10, 1, False, {})])
     with pytest.raises(ValueError, match="damaged"):
         engine.events(row)
 
 
 def test_a_log_row_about_a_chunk_that_does_not_exist_is_refused(engine: ScriptedEngine) -> None:
-    engine.submission(LoadedSubmission(5, State.IN_PROGRESS, 10, 1, False, {}))
+    engine.load_submissions([LoadedSubmission(5, State.IN_PROGRESS, 10, 1, False, {})])
     with pytest.raises(ValueError, match="names chunk 10 of submission 5"):
         engine.events(b"\x01\x05\x0a")
 
 
 def test_what_the_log_completes_ends_as_completed_after_a_restart(engine: ScriptedEngine) -> None:
-    engine.submission(LoadedSubmission(5, State.IN_PROGRESS, 2, 1, False, {}))
+    engine.load_submissions([LoadedSubmission(5, State.IN_PROGRESS, 2, 1, False, {})])
     engine.events(b"\x01\x05\x00\x11\x01\x01\x09\x00")
     assert engine.taken_ended() == [(5, State.COMPLETED, 2, None, None)]
     assert engine.taken_events() == b""
@@ -199,7 +199,7 @@ def test_what_the_log_completes_ends_as_completed_after_a_restart(engine: Script
 def test_a_chunk_found_at_its_retry_limit_fails_its_submission_after_the_grace_time() -> None:
     engine = ScriptedEngine(max_retries=2, grace_ms=2000)
     engine.advance(10_000)
-    engine.submission(LoadedSubmission(5, State.IN_PROGRESS, 2, 1, False, {}))
+    engine.load_submissions([LoadedSubmission(5, State.IN_PROGRESS, 2, 1, False, {})])
     engine.events(b"\x02\x05\x01\x12\x01")
     assert engine.available == 1
     engine.advance(11_999)
@@ -209,8 +209,8 @@ def test_a_chunk_found_at_its_retry_limit_fails_its_submission_after_the_grace_t
 
 
 def test_an_ended_submission_stays_until_the_blocks_that_the_log_touches_are_folded(engine: ScriptedEngine) -> None:
-    engine.submission(LoadedSubmission(5, State.FAILED, 10, 1, False, {"a": 1}))
-    engine.submission(LoadedSubmission(6, State.CANCELLED, 10, 1, False, {}))
+    engine.load_submissions([LoadedSubmission(5, State.FAILED, 10, 1, False, {"a": 1})])
+    engine.load_submissions([LoadedSubmission(6, State.CANCELLED, 10, 1, False, {})])
     engine.events(b"\x01\x05\x03")
     assert not engine.work(10**9)
     assert engine.holds(5)

@@ -360,8 +360,7 @@ class EngineMachine(RuleBasedStateMachine):
         submissions, blocks, rows = self.file.loaded()
         engine = ScriptedEngine(seed=2, **self.limits)
         engine.advance(self.model.now)
-        for loaded in submissions:
-            engine.submission(loaded)
+        engine.load_submissions(submissions)
         engine.load_blocks((row.submission, row.block, 0, row.done, row.attempts, 0) for row in blocks)
         for row in rows:
             engine.events(row)

@@ -60,6 +60,18 @@ def test_random_spreads_over_submissions_in_proportion_to_their_available_chunks
     assert chi_square(seen, expected) < 30  # 4 degrees of freedom: one in 200,000
 
 
+@pytest.mark.parametrize("strategy", [Random(), PreferDistinct("customer", Random()), SelectOnly("kind", 0, Random())])
+def test_random_draws_submission_and_chunk_independently(engine: ScriptedEngine, strategy: Strategy) -> None:
+    for submission in range(1, 11):
+        engine.add_submission(submission, 10, 1, {"customer": 5, "kind": 0}, direct=False)
+    seen: Multiset[int] = Multiset()
+    for _ in range(20_000):
+        ((submission, chunk, _, _, _),) = engine.reserve_chunks(HOLDER, canonical(strategy), 1)
+        assert engine.release_held(HOLDER, submission, chunk)
+        seen[10 * submission + chunk] += 1
+    assert chi_square(seen, dict.fromkeys(range(10, 110), 200.0)) < 185  # 99 degrees of freedom: one in 3 million
+
+
 def test_random_takes_every_chunk_of_a_submission_as_often(engine: ScriptedEngine) -> None:
     engine.add_submission(1, 40, 1, {}, direct=False)
     seen: Multiset[int] = Multiset()

@@ -95,12 +95,16 @@ def test_a_bad_number_in_a_path_is_400_with_a_text_that_says_where(number: str) 
 
 def test_every_endpoint_is_in_the_documentation_and_nothing_else_is() -> None:
     from opsqueue.server.frontend.done import DoneEndpoints
+    from opsqueue.server.frontend.listing import ListEndpoints
     from opsqueue.server.frontend.plain import PlainEndpoints
     from opsqueue.server.frontend.producers import ProducerEndpoints
+    from opsqueue.server.frontend.retries import RetryEndpoints
 
     unused = object()
     ours = [
         *ProducerEndpoints(*[unused] * 6).endpoints(),  # type: ignore[arg-type]
+        *ListEndpoints(*[unused] * 2).endpoints(),  # type: ignore[arg-type]
+        *RetryEndpoints(*[unused] * 3).endpoints(),  # type: ignore[arg-type]
         *DoneEndpoints(*[unused] * 3).endpoints(),  # type: ignore[arg-type]
         *PlainEndpoints(*[unused] * 3).endpoints(),  # type: ignore[arg-type]
     ]

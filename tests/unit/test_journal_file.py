@@ -377,7 +377,7 @@ def test_the_first_schema_is_brought_to_the_newest_with_its_content(tmp_path: Pa
         assert connection.pragma("user_version") == len(migrations())
 
 
-@pytest.mark.parametrize("file", ["journal", "recovery", "cleanup", "reader"])
+@pytest.mark.parametrize("file", ["journal", "retrying", "recovery", "cleanup", "reader"])
 def test_every_query_compiles_against_the_schema(file: str) -> None:
     connection = apsw.Connection(":memory:")
     migrate(connection)
@@ -414,7 +414,7 @@ def damaged(path: Path, *statements: str) -> str:
 
 DAMAGE = [
     ("UPDATE submissions SET state = 9 WHERE id = 2", "table submissions, row 2: unknown state"),
-    ("UPDATE submissions SET state = -1 WHERE id = 1", "table submissions, row 1: -1 is not a valid State"),
+    ("UPDATE submissions SET state = -1 WHERE id = 1", "table submissions, row 1: -1 is no state"),
     ("UPDATE submissions SET strategic_metadata = '{]' WHERE id = 1", "table submissions, row 1: "),
     ("UPDATE submissions SET chunks_total = 0 WHERE id = 1", "table submissions, row 1: 0 chunks"),
     ("UPDATE submissions SET chunks_total = 4096 WHERE id = 1", "table blocks, row (1, 1): the submission has 4096"),

@@ -19,6 +19,7 @@ from opsqueue.server.frontend import errors
 from opsqueue.server.frontend.answers import Answer, json_answer, refused
 from opsqueue.server.frontend.lookups import Lookups
 from opsqueue.server.frontend.routing import MAX_INTEGER, Endpoint
+from opsqueue.server.frontend.statuses import STATE_NAMES
 from opsqueue.server.frontend.waits import Waits, single_query
 from opsqueue.server.frontend.writer_client import WriterClient
 from opsqueue.server.reader import SubmissionStatus
@@ -33,13 +34,6 @@ ATTEMPTS = 4
 #: The epoch of answers that were read from the file: what has ended changes no more.
 FILE_EPOCH = 1
 
-_STATES = {
-    State.IN_PROGRESS: "InProgress",
-    State.PAUSED: "Paused",
-    State.COMPLETED: "Completed",
-    State.FAILED: "Failed",
-    State.CANCELLED: "Cancelled",
-}
 _NUMBER = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16})(?:-([0-9a-f]{1,16})-([0-9a-f]{1,8}))?", re.ASCII)
 
 
@@ -129,7 +123,7 @@ class DoneEndpoints:
             at = rows[-1][0] + 1 if len(rows) == BLOCKS_AN_ANSWER else 0
         return wire.DoneChunks(
             id=row.submission,
-            state=_STATES[row.state],
+            state=STATE_NAMES[row.state],
             chunks_total=total,
             chunks_done=done,
             change=str(ChangeNumber(FILE_EPOCH, done, 0, at)),
@@ -145,7 +139,7 @@ def _from_writer(submission: int, number: ChangeNumber, blocks: requests.Blocks)
     # Counted with the bits, so that the number of set bits is this one when the answer is whole.
     answer = wire.DoneChunks(
         id=submission,
-        state=_STATES[State(blocks.state)],
+        state=STATE_NAMES[State(blocks.state)],
         chunks_total=blocks.chunks_total,
         chunks_done=blocks.chunks_done,
         change=str(ChangeNumber(blocks.epoch, blocks.upto, blocks.since if more else 0, blocks.next or 0)),

@@ -54,7 +54,7 @@ def unknown_path() -> HttpError:
 
 
 def unknown_submission(submission: int) -> HttpError:
-    """404 of cancel, pause and unpause: the bare id."""
+    """404 of cancel, retry, pause and unpause: the bare id."""
     return HttpError(404, b"%d" % submission, JSON)
 
 
@@ -66,6 +66,11 @@ def wrong_method(allowed: str) -> HttpError:
 def not_cancellable(status: bytes) -> HttpError:
     """409 of cancel: the submission's final status as JSON."""
     return HttpError(409, status, JSON)
+
+
+def not_retryable(refusal: bytes) -> HttpError:
+    """409 of a retry: the submission's id and state and the reason as JSON."""
+    return HttpError(409, refusal, JSON)
 
 
 def conflicting_insert(submission: int, identity: str) -> HttpError:

@@ -63,7 +63,6 @@ def to_request(body: InsertSubmission, headers: CIMultiDictProxy[str], limits: I
     _check_strategic(body.strategic_metadata, limits)
     chunk_size = 1 if body.chunk_size is None else body.chunk_size
     prefix: str | None = None
-    key: str | None = None
     contents: list[bytes] | None = None
     match body.chunk_contents:
         case SeeObjectStorage(prefix=prefix, count=count):
@@ -72,13 +71,12 @@ def to_request(body: InsertSubmission, headers: CIMultiDictProxy[str], limits: I
             contents = [b"" if content is None else bytes(content) for content in given]
             count = len(contents)
             _check_contents(contents, limits)
-            key = _idempotency_key(headers)
-    _check_count(count, limits)
+    check_count(count, limits)
     return requests.Insert(
         prefix=prefix,
         count=count,
         contents=contents,
-        idempotency_key=key,
+        idempotency_key=_idempotency_key(headers),
         fingerprint=fingerprint(count, contents, chunk_size, metadata, body.strategic_metadata),
         chunk_size=chunk_size,
         metadata=metadata,
@@ -122,7 +120,8 @@ def _check_contents(contents: list[bytes], limits: InsertLimits) -> None:
             )
 
 
-def _check_count(count: int, limits: InsertLimits) -> None:
+def check_count(count: int, limits: InsertLimits) -> None:
+    """Raises HttpError 413 for so many chunks as never fit into the memory limit."""
     needed = requests.worst_case_bytes(count)
     if needed > limits.memory_limit:
         raise errors.too_large(

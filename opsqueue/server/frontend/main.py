@@ -20,9 +20,11 @@ from opsqueue.server.frontend.done import DoneEndpoints
 from opsqueue.server.frontend.draining import drain
 from opsqueue.server.frontend.http_server import HttpConnection, HttpServer
 from opsqueue.server.frontend.inserts import InsertLimits
+from opsqueue.server.frontend.listing import ListEndpoints
 from opsqueue.server.frontend.lookups import Lookups
 from opsqueue.server.frontend.plain import PlainEndpoints
 from opsqueue.server.frontend.producers import ProducerEndpoints
+from opsqueue.server.frontend.retries import RetryEndpoints
 from opsqueue.server.frontend.waits import Waits
 from opsqueue.server.frontend.writer_client import WriterClient
 from opsqueue.server.logs import logger
@@ -71,7 +73,10 @@ async def _serve(context: ServerContext, control: Control, index: int) -> int:
     producers = ProducerEndpoints(writer, lookups, bodies, waits, limits, settings.max_submissions_returned)
     done = DoneEndpoints(writer, lookups, waits)
     plain = PlainEndpoints(writer, board, version)
-    endpoints = (*producers.endpoints(), *done.endpoints(), *plain.endpoints())
+    listing = ListEndpoints(writer, lookups)
+    retries = RetryEndpoints(writer, lookups, limits)
+    parts = (producers, listing, retries, done, plain)
+    endpoints = [endpoint for part in parts for endpoint in part.endpoints()]
     app = FrontendApp(board, slot, bodies, endpoints, consumers.handle)
 
     def connection_ended(connection: HttpConnection) -> None:

@@ -13,7 +13,7 @@ from opsqueue.server.frontend.routing import Endpoint
 from opsqueue.server.frontend.writer_client import WriterClient, WriterUnavailableError
 
 #: What a producer may rely on here beyond the reference, said with the version (docs/http_api.md).
-PRODUCER_FEATURES = "idempotency-key, wait, done-blocks"
+PRODUCER_FEATURES = "idempotency-key, wait, done-blocks, key-lookup, list, retry"
 #: Seconds that the writer has to answer a ping.
 PING_TIMEOUT_S = 1.0
 

@@ -55,6 +55,7 @@ class ProducerEndpoints:
         yield Endpoint("POST", _SUBMISSIONS + "/pause/{id}", self.pause)
         yield Endpoint("POST", _SUBMISSIONS + "/unpause/{id}", self.unpause)
         yield Endpoint("GET", _SUBMISSIONS + "/lookup_id_by_prefix/{prefix}", self.lookup_by_prefix)
+        yield Endpoint("GET", _SUBMISSIONS + "/lookup_id_by_key/{key}", self.lookup_by_key)
         yield Endpoint("POST", _SUBMISSIONS + "/lookup_ids_by_strategic_metadata", self.lookup_by_strategic_metadata)
         yield Endpoint("GET", _SUBMISSIONS + "/{id}/chunks/{index}/output", self.output)
 
@@ -66,7 +67,7 @@ class ProducerEndpoints:
             case requests.Inserted(submission=submission):
                 return json_answer(b"%d" % submission)
             case requests.Conflict(submission=submission):
-                identity = f"prefix {insert.prefix!r}" if insert.prefix is not None else "this Idempotency-Key"
+                identity = "this Idempotency-Key" if insert.idempotency_key else f"prefix {insert.prefix!r}"
                 raise errors.conflicting_insert(submission, identity)
             case reply:
                 raise refused(reply)
@@ -160,6 +161,11 @@ class ProducerEndpoints:
     async def lookup_by_prefix(self, request: web.BaseRequest, prefix: str) -> Answer:
         """The newest submission with this prefix, `null` when there is none."""
         found = await self._lookups.on_thread(lambda reader: reader.lookup_by_prefix(prefix))
+        return json_answer(b"null" if found is None else b"%d" % found)
+
+    async def lookup_by_key(self, request: web.BaseRequest, key: str) -> Answer:
+        """The newest submission that was inserted with this Idempotency-Key, `null` when there is none."""
+        found = await self._lookups.on_thread(lambda reader: reader.lookup_by_key(key))
         return json_answer(b"null" if found is None else b"%d" % found)
 
     async def lookup_by_strategic_metadata(self, request: web.BaseRequest) -> Answer:

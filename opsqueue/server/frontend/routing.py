@@ -13,13 +13,15 @@ from opsqueue.server.frontend.answers import Answer
 
 Handler = Callable[..., Awaitable[Answer | web.StreamResponse]]
 
+#: Parameters that are no integers.
+_TEXTS = ("prefix", "key")
 #: Ids, indexes and counts go up to here.
 MAX_INTEGER = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One endpoint. In `path`, a segment `{name}` is a parameter: `{prefix}` is text, every other an integer."""
+    """One endpoint. In `path`, `{name}` is a parameter: `{prefix}` and `{key}` are text, every other an integer."""
 
     method: str
     path: str
@@ -98,7 +100,7 @@ def _read_parameter(name: str, raw: str) -> int | str:
         text = unquote_to_bytes(raw).decode("utf-8")
     except UnicodeError:
         raise errors.malformed(f"the path's {name} is not UTF-8 text: {raw[:100]!r}") from None
-    if name == "prefix":
+    if name in _TEXTS:
         return text
     digits = text.lstrip("0") or text[-1:]
     if not (text.isascii() and text.isdigit()) or len(digits) > 19 or int(digits) > MAX_INTEGER:

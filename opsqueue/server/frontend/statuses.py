@@ -9,6 +9,15 @@ from opsqueue.server import requests
 from opsqueue.server.reader import Description, SubmissionStatus
 from opsqueue.server.writer.batch import State
 
+#: The states as a status and other answers name them.
+STATE_NAMES = {
+    State.IN_PROGRESS: "InProgress",
+    State.PAUSED: "Paused",
+    State.COMPLETED: "Completed",
+    State.FAILED: "Failed",
+    State.CANCELLED: "Cancelled",
+}
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

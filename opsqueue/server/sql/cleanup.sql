@@ -15,5 +15,8 @@ DELETE FROM direct_outputs WHERE submission_id = ?1 AND chunk_index < ?2 + (
 DELETE FROM blocks WHERE submission_id = ?1 AND block < ?2 + (
     SELECT min(block) FROM blocks WHERE submission_id = ?1);
 
+-- name: delete_retry
+DELETE FROM retries WHERE submission_id = ?;
+
 -- name: delete_submission
 DELETE FROM submissions WHERE id = ?;

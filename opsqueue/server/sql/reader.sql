@@ -22,6 +22,9 @@ SELECT block, done FROM blocks WHERE submission_id = ? AND block >= ? ORDER BY b
 -- name: newest_by_prefix
 SELECT id FROM submissions WHERE prefix = ? ORDER BY id DESC LIMIT 1;
 
+-- name: newest_by_key
+SELECT id FROM submissions WHERE idempotency_key = ? ORDER BY id DESC LIMIT 1;
+
 -- name: unfinished
 SELECT id FROM submissions WHERE state < 2 ORDER BY id LIMIT ?;
 
@@ -41,3 +44,19 @@ SELECT submission_id FROM strategic_metadata AS first WHERE key = ? AND value = 
             AND other.submission_id = first.submission_id
     )
 ) ORDER BY submission_id LIMIT ?;
+
+-- Pages of submissions, by the index that looks at the fewest others.
+-- name: after
+SELECT id, state, strategic_metadata FROM submissions WHERE id > ? ORDER BY id LIMIT ?;
+
+-- name: after_unfinished
+SELECT id, state, strategic_metadata FROM submissions WHERE state < 2 AND id > ? ORDER BY id LIMIT ?;
+
+-- name: after_rare_state
+SELECT id, state, strategic_metadata FROM submissions
+WHERE state IN (1, 3, 4) AND state = ? AND id > ? ORDER BY id LIMIT ?;
+
+-- name: after_with_pair
+SELECT s.id, s.state, s.strategic_metadata
+FROM strategic_metadata AS pair CROSS JOIN submissions AS s ON s.id = pair.submission_id
+WHERE pair.key = ? AND pair.value = ? AND pair.submission_id > ? ORDER BY pair.submission_id LIMIT ?;

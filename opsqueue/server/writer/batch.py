@@ -34,6 +34,18 @@ class NewSubmission:
 
 
 @dataclass(frozen=True, slots=True)
+class NewRetry:
+    """A failed submission to be done again under the id that the loop chose; what is done stays done."""
+
+    submission: int
+    failed: int
+    #: Chunks of the failed one, as the front-end read them.
+    count: int
+    #: Its blocks with done chunks, as (block, done) of BlockRow, while the engine has them; None: the journal's own.
+    blocks: tuple[tuple[int, bytes], ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EndedSubmission:
     """A submission that ended. `failed_chunk` and `failure` only for State.FAILED."""
 
@@ -74,8 +86,8 @@ class BlockRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One transaction. Applied in this order: events, ended, cancelled, pauses, inserts, outputs, blocks, log_through,
-    id_mark_ms.
+    """One transaction. Applied in this order: events, ended, cancelled, pauses, inserts, outputs, blocks, retries,
+    log_through, id_mark_ms.
     """
 
     number: int
@@ -88,6 +100,8 @@ class Batch:
     inserts: tuple[NewSubmission, ...] = ()
     outputs: tuple[DirectOutput, ...] = ()
     blocks: tuple[BlockRow, ...] = ()
+    #: Staged too.
+    retries: tuple[NewRetry, ...] = ()
     #: Log rows of batches up to this number have been folded into blocks: delete them. None: nothing to delete.
     log_through: int | None = None
     #: Reserve ids up to this millisecond. None: unchanged.
@@ -108,6 +122,32 @@ class InsertOutcome:
     submission: int
 
 
+class RetryResult(enum.Enum):
+    NEW = "new"
+    #: There is a retry already, unfinished or completed.
+    KNOWN = "known"
+    UNKNOWN = "unknown"
+    NOT_FAILED = "not failed"
+    #: Another submission with the same prefix or idempotency key is unfinished.
+    CONFLICT = "conflict"
+    #: The journal has fewer blocks of it than it had done chunks.
+    INCOMPLETE = "incomplete"
+
+
+@dataclass(frozen=True, slots=True)
+class RetryOutcome:
+    """`submission`: the new id, the known id, or the id in conflict. `state`: of one that has not failed.
+
+    `loaded` and `blocks`, of a new one: what the engine must know, as a start would find it.
+    """
+
+    result: RetryResult
+    submission: int = 0
+    state: State | None = None
+    loaded: LoadedSubmission | None = None
+    blocks: tuple[LoadedBlock, ...] = ()
+
+
 class Failure(enum.Enum):
     STORAGE_FULL = "storage full"
     ERROR = "error"
@@ -115,12 +155,13 @@ class Failure(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one batch. With a failure nothing of it is in the file. `inserts` are in the order of the batch's inserts."""
+    """Of one batch. With a failure nothing of it is in the file. `inserts` and `retries` are in the batch's order."""
 
     number: int
     failure: Failure | None = None
     reason: str = ""
     inserts: tuple[InsertOutcome, ...] = ()
+    retries: tuple[RetryOutcome, ...] = ()
     seconds: float = 0.0
     wal_bytes: int = 0
     checkpoint_seconds: float | None = None
@@ -135,9 +176,11 @@ class Outcome:
     warning: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedSubmission:
-    """An unfinished submission (or a failed or cancelled one whose blocks are not folded yet) found at start."""
+class LoadedSubmission(NamedTuple):
+    """An unfinished submission (or a failed or cancelled one whose blocks are not folded yet) found at start.
+
+    A tuple, because a start makes a million of them.
+    """
 
     submission: int
     state: State
@@ -154,7 +197,9 @@ LoadedBlock: TypeAlias = tuple[int, int, int, bytes, bytes, int]
 class RecoverySink(Protocol):
     """Who takes what a journal loads, in this order: submissions by id, blocks, log rows by batch number."""
 
-    def submission(self, loaded: LoadedSubmission) -> None: ...
+    def load_submissions(self, rows: Iterable[LoadedSubmission]) -> None:
+        """Raises ValueError naming the one that cannot be."""
+        ...
 
     def load_blocks(self, rows: Iterable[LoadedBlock]) -> None:
         """Rows that make sense by themselves. Raises ValueError naming the one that does not fit what is there."""

@@ -27,6 +27,7 @@ VACUUM_PAGES = 64
 _SQL = queries("cleanup")
 _OLDEST_ENDED = _SQL["oldest_ended"]
 _PARTS = (_SQL["delete_inputs"], _SQL["delete_outputs"], _SQL["delete_blocks"])
+_DELETE_RETRY = _SQL["delete_retry"]
 _DELETE_SUBMISSION = _SQL["delete_submission"]
 
 
@@ -57,7 +58,7 @@ class Cleanup:
         gone: list[int] = []
         self._connection.execute("BEGIN IMMEDIATE")
         for submission, state in candidates:
-            if not self._forget(submission, deadline):
+            if not self._forget(submission, state, deadline):
                 break
             gone.append(state)
         self._connection.execute("COMMIT")
@@ -65,7 +66,7 @@ class Cleanup:
         self._forgotten_completed += gone.count(State.COMPLETED)
         return True
 
-    def _forget(self, submission: int, deadline: float) -> bool:
+    def _forget(self, submission: int, state: int, deadline: float) -> bool:
         """False: the time was over first, and its row is still there."""
         for delete in _PARTS:
             rows = 1
@@ -79,6 +80,8 @@ class Cleanup:
                 ended = time.perf_counter()
                 rows = rows * 2 if ended - begun < QUICK_STATEMENT_S else 1
                 begun = ended
+        if state == State.FAILED:
+            self._connection.execute(_DELETE_RETRY, (submission,))
         self._connection.execute(_DELETE_SUBMISSION, (submission,))
         return True
 

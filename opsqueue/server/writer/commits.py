@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from opsqueue._speedups.board import Board
 from opsqueue._speedups.counters import Counter, observe_seconds
@@ -21,8 +22,12 @@ from opsqueue.server.writer.batch import (
     Failure,
     InsertOutcome,
     InsertResult,
-    NewSubmission,
+    LoadedBlock,
+    LoadedSubmission,
+    NewRetry,
     Outcome,
+    RetryOutcome,
+    RetryResult,
     State,
 )
 from opsqueue.server.writer.folding import NOTHING, Folding
@@ -100,11 +105,12 @@ class Commits:
         """The file has every change of an unfinished submission."""
         return self._engine.changed_batch(submission) <= self._committed
 
-    def inserts_under_way(self) -> Iterator[NewSubmission]:
-        """Those that the engine does not hold yet: staged, or on their way through the journal."""
+    def counts_under_way(self) -> Iterator[int]:
+        """Chunks of each submission that the engine does not hold yet: staged, or on its way through the journal."""
         for staged in (self.staged, self._in_hand.staged if self._in_hand else None):
             if staged is not None:
-                yield from (new for new, _ in staged.inserts)
+                yield from (new.insert.count for new, _ in staged.inserts)
+                yield from (new.count for new, _ in staged.retries)
 
     def is_being_cancelled(self, submission: int) -> bool:
         """A cancel of it is staged, or on its way through the journal."""
@@ -164,6 +170,8 @@ class Commits:
         mark = self._ids.mark_to_store()
         if mark is None and staged.pings:
             mark = self._ids.next_mark()  # so that the commit writes, and a ping says whether it can
+        # after the ends of this batch were taken, before a fold may make the engine forget a failed submission
+        retries = tuple(self._with_blocks(new) for new, _ in staged.retries)
         fold = self._folding.slice_for(number, applied.events) if self.healthy else NOTHING
         batch = Batch(
             number=number,
@@ -177,12 +185,20 @@ class Commits:
             inserts=tuple(new for new, _ in staged.inserts),
             outputs=tuple(applied.outputs),
             blocks=fold.rows,
+            retries=retries,
             log_through=fold.log_through,
             id_mark_ms=mark,
         )
         engine.batch = number + 1
         self._in_hand = Commit(batch, staged, applied)
         self._journal.submit(batch)
+
+    def _with_blocks(self, new: NewRetry) -> NewRetry:
+        """What the engine knows of a failed submission is final, and the file may not have all of it."""
+        engine = self._engine
+        if not engine.holds(new.failed) or engine.state(new.failed) != State.FAILED:
+            return new
+        return replace(new, blocks=self._watches.all_done(new.failed))
 
     def _drop_overtaken_cancels(self, staged: Staged, applied: Applied) -> None:
         """A submission that ended before its cancel was sent has ended: whoever cancelled reads that in the file."""
@@ -231,6 +247,8 @@ class Commits:
             self._engine.ended_committed(ended.submission)
         for (new, asker), result in zip(staged.inserts, outcome.inserts, strict=True):
             self._inserted(new.submission, new.insert, asker, result)
+        for (_, asker), retried in zip(staged.retries, outcome.retries, strict=True):
+            self._reply(asker, self._retried(retried))
         for submission, askers in staged.cancels.items():
             self._cancelled(submission)
             for asker in askers:
@@ -264,6 +282,36 @@ class Commits:
                 )
         self._reply(asker, requests.Inserted(result.submission, result.result is InsertResult.KNOWN))
 
+    def _retried(self, outcome: RetryOutcome) -> requests.Reply:
+        """Hand out what is left of a new retry; the answer, whatever came of it."""
+        match outcome.result:
+            case RetryResult.NEW if outcome.loaded is not None:
+                self._add_retry(outcome.loaded, outcome.blocks)
+                return requests.Inserted(outcome.submission, False)
+            case RetryResult.KNOWN:
+                return requests.Inserted(outcome.submission, True)
+            case RetryResult.NOT_FAILED if outcome.state is not None:
+                return requests.NotRetryable(outcome.state, None)
+            case RetryResult.CONFLICT:
+                return requests.NotRetryable(State.FAILED, outcome.submission)
+            case RetryResult.INCOMPLETE if self._folding.active:
+                reason = "the submission's done chunks are still being written; try again"
+                return requests.Unavailable(reason, RETRY_AFTER_ANSWER_S, False)
+            case RetryResult.INCOMPLETE:
+                return requests.NotRetryable(State.FAILED, None)
+            case RetryResult.UNKNOWN:
+                return requests.NotHeld()
+        raise RuntimeError(f"the journal answered a retry with {outcome.result}, and not what belongs to it")
+
+    def _add_retry(self, loaded: LoadedSubmission, blocks: tuple[LoadedBlock, ...]) -> None:
+        """As a start would find it, before any of its chunks is handed out."""
+        self._engine.load_submissions((loaded,))
+        self._engine.load_blocks(blocks)
+        self.in_progress += 1
+        left = loaded.chunks_total - self._engine.chunks_done(loaded.submission)
+        self._board.add(WRITER_SLOT, Counter.SUBMISSIONS_TOTAL, 1)
+        self._board.add(WRITER_SLOT, Counter.CHUNKS_TOTAL, left)
+
     def _cancelled(self, submission: int) -> None:
         """The file says cancelled: that is final, even if its last chunk was completed meanwhile."""
         self.in_progress -= 1
@@ -292,6 +340,8 @@ class Commits:
         )
         staged = commit.staged
         for _, asker in staged.inserts:
+            self._reply(asker, unavailable)
+        for _, asker in staged.retries:
             self._reply(asker, unavailable)
         for submission, askers in staged.cancels.items():
             self._engine.abort_cancel(submission)

@@ -10,7 +10,7 @@ import msgspec
 from opsqueue._speedups.engine import Engine
 from opsqueue.server import requests
 from opsqueue.server.logs import logger
-from opsqueue.server.writer.batch import DirectOutput, NewSubmission, PauseChange, State
+from opsqueue.server.writer.batch import DirectOutput, NewRetry, NewSubmission, PauseChange, State
 from opsqueue.server.writer.commits import Commits
 from opsqueue.server.writer.gathering import Asker
 from opsqueue.server.writer.ids import SubmissionIds
@@ -56,8 +56,12 @@ class Decisions:
         match decoded:
             case requests.Insert():
                 self._insert(asker, decoded)
+            case requests.Retry():
+                self._retry(asker, decoded)
             case requests.Status():
                 self._status(asker, decoded.submission)
+            case requests.Progresses():
+                self._progresses(asker, decoded.submissions)
             case requests.Cancel():
                 self._cancel(asker, decoded.submission)
             case requests.Pause():
@@ -80,20 +84,30 @@ class Decisions:
         self._commits.applied.outputs.append(DirectOutput(submission, chunk, content))
 
     def _insert(self, asker: Asker, insert: requests.Insert) -> None:
-        needed = requests.worst_case_bytes(insert.count)
-        promised = self._engine.promised + sum(
-            requests.worst_case_bytes(new.insert.count) for new in self._commits.inserts_under_way()
-        )
-        if promised + needed > self._memory_limit:
-            reason = (
-                f"{insert.count} chunks need up to {needed} bytes of memory, {promised} of "
-                f"{self._memory_limit} (--memory-limit) are promised; try again when submissions have ended"
-            )
-            self._reply(asker, requests.Unavailable(reason, MEMORY_RETRY_AFTER_S, False))
+        if not self._has_room(asker, insert.count):
             return
         now_ns = time.time_ns()
         submission = self._ids.next(now_ns // 1_000_000)
         self._commits.staged.inserts.append((NewSubmission(submission, insert, now_ns // 1000), asker))
+
+    def _retry(self, asker: Asker, retry: requests.Retry) -> None:
+        """The file decides whether there is anything to retry, after the ends that are stored with it."""
+        if self._has_room(asker, retry.count):
+            submission = self._ids.next(time.time_ns() // 1_000_000)
+            self._commits.staged.retries.append((NewRetry(submission, retry.submission, retry.count), asker))
+
+    def _has_room(self, asker: Asker, count: int) -> bool:
+        """Whether so many chunks more keep the memory limit; if not, it is answered."""
+        needed = requests.worst_case_bytes(count)
+        promised = self._engine.promised + sum(map(requests.worst_case_bytes, self._commits.counts_under_way()))
+        if promised + needed <= self._memory_limit:
+            return True
+        reason = (
+            f"{count} chunks need up to {needed} bytes of memory, {promised} of "
+            f"{self._memory_limit} (--memory-limit) are promised; try again when submissions have ended"
+        )
+        self._reply(asker, requests.Unavailable(reason, MEMORY_RETRY_AFTER_S, False))
+        return False
 
     def _status(self, asker: Asker, submission: int) -> None:
         if not self._engine.holds(submission):
@@ -106,6 +120,20 @@ class Decisions:
         else:
             answer = requests.NotHeld()
         self._answer_when_covered(asker, submission, answer)
+
+    def _progresses(self, asker: Asker, submissions: list[int]) -> None:
+        engine = self._engine
+        held = [submission for submission in submissions if engine.holds(submission)]
+        done = {
+            submission: engine.chunks_done(submission)
+            for submission in held
+            if engine.state(submission) in (State.IN_PROGRESS, State.PAUSED)
+        }
+        answer = requests.Progressed([done.get(submission) for submission in submissions])
+        if all(map(self._commits.covers, held)):
+            self._reply(asker, answer)
+        else:
+            self._commits.staged.answers.append((asker, answer))
 
     def _done_blocks(self, asker: Asker, question: requests.DoneBlocks) -> None:
         if not self._engine.holds(question.submission):

@@ -1,7 +1,8 @@
 """What gathers for the next commit: staged changes, applied changes, and the answers that wait for it.
 
-Staged changes (inserts, cancels, pauses) take effect when their commit succeeds. Applied changes (completions, retries,
-ends) are true in memory already and stay here until a commit succeeds. Decides nothing and answers nobody.
+Staged changes (inserts, retries of submissions, cancels, pauses) take effect when their commit succeeds. Applied
+changes (completions, retries of chunks, ends) are true in memory already and stay here until a commit succeeds. Decides
+nothing and answers nobody.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from opsqueue.server.requests import Reply
-from opsqueue.server.writer.batch import Batch, DirectOutput, EndedSubmission, NewSubmission, PauseChange
+from opsqueue.server.writer.batch import Batch, DirectOutput, EndedSubmission, NewRetry, NewSubmission, PauseChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Staged:
     """Decisions that wait for a commit, and who asked."""
 
     inserts: list[tuple[NewSubmission, Asker]] = field(default_factory=list)
+    retries: list[tuple[NewRetry, Asker]] = field(default_factory=list)
     cancels: dict[int, list[Asker]] = field(default_factory=dict)
     pauses: list[tuple[PauseChange, Asker]] = field(default_factory=list)
     #: Replies that are true once the commit has succeeded.
@@ -34,7 +36,7 @@ class Staged:
     pings: list[Asker] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.inserts or self.cancels or self.pauses or self.answers or self.pings)
+        return bool(self.inserts or self.retries or self.cancels or self.pauses or self.answers or self.pings)
 
 
 @dataclass(slots=True)

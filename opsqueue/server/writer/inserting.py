@@ -34,12 +34,11 @@ def insert(connection: apsw.Connection, new: NewSubmission) -> InsertOutcome:
 def _known(connection: apsw.Connection, new: NewSubmission) -> InsertOutcome | None:
     """None: to be stored."""
     wanted = new.insert
-    if wanted.prefix is not None:
-        row = connection.execute(_NEWEST_BY_PREFIX, (wanted.prefix,)).fetchone()
-    elif wanted.idempotency_key is not None:
+    row = None
+    if wanted.idempotency_key is not None:
         row = connection.execute(_NEWEST_BY_KEY, (wanted.idempotency_key,)).fetchone()
-    else:
-        return None
+    if row is None and wanted.prefix is not None:
+        row = connection.execute(_NEWEST_BY_PREFIX, (wanted.prefix,)).fetchone()
     if row is None:
         return None
     submission, state, ended_us, fingerprint = row

@@ -1,6 +1,6 @@
 """The journal in an SQLite file: applies batches, each whole or not at all. The only code that writes to the file.
 
-Decides nothing but an insert's idempotency. docs/journal.md describes the file.
+Decides nothing but the idempotency of an insert and of a retry. docs/journal.md describes the file.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from opsqueue.server.writer.batch import (
     Loaded,
     Outcome,
     RecoverySink,
+    RetryOutcome,
     State,
 )
+from opsqueue.server.writer.blocks import write_blocks
 from opsqueue.server.writer.checkpoints import Checkpoints
 from opsqueue.server.writer.cleanup import Cleanup
 from opsqueue.server.writer.database_file import open_for_writing, startup_error
 from opsqueue.server.writer.inserting import insert
 from opsqueue.server.writer.recovery import Recovery, strategic_pairs
+from opsqueue.server.writer.retrying import retry
 
 _SQL = queries("journal")
 _LOG_ROW = _SQL["log_row"]
@@ -35,11 +38,6 @@ _END = _SQL["end"]
 _DROP_STRATEGIC = _SQL["drop_strategic"]
 _PAUSE = _SQL["pause"]
 _INSERT_DIRECT_OUTPUT = _SQL["insert_direct_output"]
-#: Statements that write several blocks, by how many.
-_WRITE_BLOCKS = {
-    count: _SQL["write_blocks"].replace("(?, ?, ?, ?, ?)", ", ".join(["(?, ?, ?, ?, ?)"] * count))
-    for count in (64, 16, 4, 1)
-}
 _DELETE_LOG = _SQL["delete_log"]
 _SET_MARK = _SQL["set_mark"]
 
@@ -72,17 +70,17 @@ class SqliteJournal:
         begun = time.perf_counter()
         self._log_bytes = 0
         if not self._last_failed and _is_empty(batch):
-            return self._succeeded(batch, (), begun)
+            return self._succeeded(batch, (), (), begun)
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            inserts = self._write(batch)
+            inserts, retries = self._write(batch)
             self._connection.execute("COMMIT")
         except _REFUSALS as error:
             return self._failed(batch, error, begun)
         except BaseException:
             self._roll_back()
             raise
-        return self._succeeded(batch, inserts, begun)
+        return self._succeeded(batch, inserts, retries, begun)
 
     def maintain(self) -> bool:
         """Forget a little of what is old enough; True: there is more to do now. A failure becomes a warning."""
@@ -103,7 +101,7 @@ class SqliteJournal:
             self._connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         self._connection.close(True)
 
-    def _write(self, batch: Batch) -> tuple[InsertOutcome, ...]:
+    def _write(self, batch: Batch) -> tuple[tuple[InsertOutcome, ...], tuple[RetryOutcome, ...]]:
         connection = self._connection
         if batch.events:
             row = pack(batch.events)
@@ -127,26 +125,16 @@ class SqliteJournal:
                 _INSERT_DIRECT_OUTPUT, ((output.submission, output.chunk, output.content) for output in batch.outputs)
             )
         if batch.blocks:
-            self._write_blocks(batch)
+            write_blocks(connection, batch.number, batch.blocks)
+        retries = tuple(retry(connection, batch.number, new) for new in batch.retries)
         if batch.log_through is not None:
             connection.execute(_DELETE_LOG, (batch.log_through,))
-        if batch.blocks or batch.log_through is not None or self._last_failed:
+        if batch.blocks or batch.retries or batch.log_through is not None or self._last_failed:
             # A number that a block carries must not come again for a log row, see Recovery.
             connection.execute(_SET_MARK, ("last_batch", batch.number))
         if batch.id_mark_ms is not None:
             connection.execute(_SET_MARK, ("id_mark_ms", batch.id_mark_ms))
-        return inserts
-
-    def _write_blocks(self, batch: Batch) -> None:
-        """Many in one statement: between two statements this thread may have to wait for the interpreter's lock."""
-        at = 0
-        for count, statement in _WRITE_BLOCKS.items():
-            while len(batch.blocks) - at >= count:
-                values: list[int | bytes] = []
-                for row in batch.blocks[at : at + count]:
-                    values += (row.submission, row.block, batch.number, row.done, row.attempts)
-                self._connection.execute(statement, values)
-                at += count
+        return inserts, retries
 
     def _end(self, ended: tuple[EndedSubmission, ...]) -> None:
         """Those that are unfinished; their strategic metadata leaves the lookup table."""
@@ -166,7 +154,9 @@ class SqliteJournal:
         if dropped:
             self._connection.executemany(_DROP_STRATEGIC, dropped)
 
-    def _succeeded(self, batch: Batch, inserts: tuple[InsertOutcome, ...], begun: float) -> Outcome:
+    def _succeeded(
+        self, batch: Batch, inserts: tuple[InsertOutcome, ...], retries: tuple[RetryOutcome, ...], begun: float
+    ) -> Outcome:
         self._last_failed = False
         seconds = time.perf_counter() - begun
         wal_bytes = self._checkpoints.wal_bytes
@@ -175,6 +165,7 @@ class SqliteJournal:
         return Outcome(
             number=batch.number,
             inserts=inserts,
+            retries=retries,
             seconds=seconds,
             log_bytes=self._log_bytes,
             wal_bytes=wal_bytes,
@@ -220,6 +211,7 @@ def _is_empty(batch: Batch) -> bool:
         or batch.cancelled
         or batch.pauses
         or batch.inserts
+        or batch.retries
         or batch.outputs
         or batch.blocks
         or batch.log_through is not None

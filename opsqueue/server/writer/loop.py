@@ -6,6 +6,7 @@ No asyncio, no parsing, no network, no SQLite.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -15,15 +16,12 @@ from opsqueue._speedups.board import Board
 from opsqueue._speedups.counters import Counter
 from opsqueue._speedups.dispatch import Dispatch
 from opsqueue._speedups.engine import Engine
+from opsqueue._speedups.rounds import Rounds
 from opsqueue.server.context import WRITER_SLOT, Control, ServerContext, frontend_slot
 from opsqueue.server.logs import logger
 from opsqueue.server.writer.commits import Commits
 from opsqueue.server.writer.journal_thread import JournalThread
 
-#: Time that the engine may spend on sliced work (index builds, freeing) in one turn.
-WORK_SLICE_NS = 2_000_000
-#: The loop goes round at least this often, so that its progress word moves.
-LONGEST_SLEEP_S = 1.0
 #: How long a stop waits for the commit in hand and the last one.
 STOP_COMMITS_WITHIN_S = 0.6
 
@@ -50,67 +48,52 @@ class WriterLoop:
     ) -> None:
         self._board: Board = context.board
         self._control = control
-        self._engine = engine
         self._dispatch = dispatch
         self._commits = commits
         self._journal = journal
-        self._eventfds = {channel.writer_wake for channel in context.channels} | {journal_wake}
-        self._poll = select.poll()
-        for fd in self._eventfds:
-            self._poll.register(fd, select.POLLIN)
-        self._poll.register(control.channel.fileno(), select.POLLIN)
+        self._journal_wake = journal_wake
+        self._rounds = Rounds(
+            engine,
+            dispatch,
+            context.board,
+            WRITER_SLOT,
+            rings=[channel.writer_wake for channel in context.channels],
+            others=[journal_wake, control.channel.fileno()],
+        )
         self._stopping = False
 
     def run(self) -> None:
         """Until told to stop; then everything that was applied is in the file, or the log says why not."""
         while not self._stopping:
-            more = self._turn()
-            if not more:
-                self._sleep()
+            due = self._journals_part()
+            ready = self._rounds.run(
+                due,
+                until_change=due == math.inf and not self._journal.busy,
+                receiving=not self._commits.overloaded,
+            )
+            if self._journal_wake in ready:
+                os.eventfd_read(self._journal_wake)
+            if self._control.channel.fileno() in ready:
+                self._obey()
+            if self._dispatch.bad_frontends:
+                self._end_bad_frontends()
         self._stop()
 
-    def _turn(self) -> bool:
-        """One round; True: there may be more to do at once."""
-        engine, dispatch, commits = self._engine, self._dispatch, self._commits
-        # Before the records: a reservation's time must not begin when the loop fell asleep. What arrived in time counts
-        # before what is due now expires.
-        engine.now_ms = time.monotonic_ns() // 1_000_000
-        more = not commits.overloaded and dispatch.turn()
-        engine.advance(time.monotonic_ns() // 1_000_000)
+    def _journals_part(self) -> float:
+        """Take what the journal has finished, hand it what is due; when the next is due, on the monotonic clock."""
         if self._journal.failed is not None:
             raise RuntimeError("the journal thread ended") from self._journal.failed
-        more |= commits.take_outcome()
-        more |= engine.work(WORK_SLICE_NS)
-        due = commits.due_in(time.monotonic())
-        if due is not None and due <= 0:
-            commits.close_batch()
-        dispatch.serve()
-        if dispatch.bad_frontends:
-            self._end_bad_frontends()
-        self._board.progress(WRITER_SLOT)
-        return more
-
-    def _sleep(self) -> None:
-        if not self._commits.overloaded and not self._dispatch.prepare_to_sleep():
-            return
-        self._board.add(WRITER_SLOT, Counter.WRITER_WAKEUPS, 1)
-        for fd, _ in self._poll.poll(self._sleep_ms()):
-            if fd in self._eventfds:
-                os.eventfd_read(fd)
-            else:
-                self._obey()
-        self._dispatch.awake()
-
-    def _sleep_ms(self) -> int:
-        """Until the next timer or commit, rounded up: waking too early would only spin."""
-        waits = [LONGEST_SLEEP_S]
-        due = self._commits.due_in(time.monotonic())
-        if due is not None:
-            waits.append(due)
-        timer_ms = self._engine.next_timer_ms()
-        if timer_ms is not None:
-            waits.append(timer_ms / 1000)
-        return max(0, int(min(waits) * 1000 + 0.999))
+        commits = self._commits
+        if commits.take_outcome():
+            self._dispatch.serve()
+        now = time.monotonic()
+        due = commits.due_in(now)
+        if due is None:
+            return math.inf
+        if due > 0:
+            return now + due
+        commits.close_batch()
+        return math.inf
 
     def _obey(self) -> None:
         order = self._control.channel.recv(64)
@@ -140,7 +123,7 @@ class WriterLoop:
                 if self._commits.due_in(time.monotonic()) is None:
                     break
                 self._commits.close_batch()
-            self._poll.poll(10)
+            select.select([self._journal_wake], [], [], 0.01)
         else:
             log.error("stopped with changes that could not be stored in time; they will be done again")
         self._dispatch.serve()

@@ -27,8 +27,8 @@ from opsqueue.server.writer.watches import Watches
 
 #: A chunk that expired at its retry limit may still be completed for this long, then its submission fails.
 GRACE_MS = 2_000
-#: While it recovers, the writer says that it lives after so many blocks.
-BLOCKS_A_SIGN = 256
+#: While it recovers, the writer says that it lives after so many rows.
+ROWS_A_SIGN = 256
 
 log = logger("writer")
 
@@ -43,17 +43,22 @@ class _Recovery:
         self.log_bytes = 0
         self.log_rows = 0
 
-    def submission(self, loaded: LoadedSubmission) -> None:
-        self.unfinished += loaded.state in (State.IN_PROGRESS, State.PAUSED)
-        self._engine.submission(loaded)
-        self._board.progress(WRITER_SLOT)
+    def load_submissions(self, rows: Iterable[LoadedSubmission]) -> None:
+        self._engine.load_submissions(self._counted(rows))
+
+    def _counted(self, rows: Iterable[LoadedSubmission]) -> Iterator[LoadedSubmission]:
+        for number, row in enumerate(rows):
+            if number % ROWS_A_SIGN == 0:
+                self._board.progress(WRITER_SLOT)
+            self.unfinished += row[1] <= State.PAUSED  # by its place: there may be a million
+            yield row
 
     def load_blocks(self, rows: Iterable[LoadedBlock]) -> None:
         self._engine.load_blocks(self._with_signs(rows))
 
     def _with_signs(self, rows: Iterable[LoadedBlock]) -> Iterator[LoadedBlock]:
         for number, row in enumerate(rows):
-            if number % BLOCKS_A_SIGN == 0:
+            if number % ROWS_A_SIGN == 0:
                 self._board.progress(WRITER_SLOT)
             yield row
 

@@ -31,8 +31,25 @@ _BLOCKS_OF = _SQL["blocks_of"]
 _COUNT_ENDED = _SQL["count_ended"]
 _MARK = _SQL["mark"]
 
+#: The states by number: looking one up is quicker than making one.
+_STATES = {state.value: state for state in State}
+
 #: A submission's strategic metadata from its column. Raises ValueError.
 strategic_pairs = msgspec.json.Decoder(dict[str, int]).decode
+
+
+def _checked_submissions(rows: Iterable[tuple[Any, ...]]) -> Iterator[LoadedSubmission]:
+    """There may be a million. Raises ValueError naming the row that makes no sense."""
+    for submission, state, chunks_total, chunk_size, direct, pairs in rows:
+        try:
+            strategic = strategic_pairs(pairs)
+        except ValueError as error:
+            raise ValueError(f"row {submission}: {error}") from error
+        if chunks_total <= 0:
+            raise ValueError(f"row {submission}: {chunks_total} chunks")
+        if state not in _STATES:
+            raise ValueError(f"row {submission}: {state} is no state")
+        yield LoadedSubmission(submission, _STATES[state], chunks_total, chunk_size, direct == 1, strategic)
 
 
 class Recovery:
@@ -73,20 +90,14 @@ class Recovery:
 
     def _submissions(self, mentions: set[int]) -> list[int]:
         """Gives all to the sink by id; returns the ended ones among them."""
-        ended = []
-        rows = heapq.merge(self._connection.execute(_UNFINISHED), self._ended(mentions))
-        for submission, state, chunks_total, chunk_size, direct, pairs in rows:
-            try:
-                known_state, strategic = State(state), strategic_pairs(pairs)
-            except ValueError as error:
-                raise self._damaged(f"table submissions, row {submission}: {error}") from error
-            if chunks_total <= 0:
-                raise self._damaged(f"table submissions, row {submission}: {chunks_total} chunks")
-            loaded = LoadedSubmission(submission, known_state, chunks_total, chunk_size, bool(direct), strategic)
-            self._sink.submission(loaded)
-            if known_state not in (State.IN_PROGRESS, State.PAUSED):
-                ended.append(submission)
-        return ended
+        ended = list(self._ended(mentions))
+        unfinished: Iterable[tuple[Any, ...]] = self._connection.execute(_UNFINISHED)
+        rows = heapq.merge(unfinished, ended) if ended else unfinished
+        try:
+            self._sink.load_submissions(_checked_submissions(rows))
+        except ValueError as error:
+            raise self._damaged(f"table submissions, {error}") from error
+        return [row[0] for row in ended]
 
     def _ended(self, mentions: set[int]) -> Iterator[tuple[Any, ...]]:
         """Failed and cancelled submissions that the log is about, by id."""

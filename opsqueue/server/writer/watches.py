@@ -17,6 +17,8 @@ from opsqueue.server.writer.gathering import Asker
 
 #: Blocks (512 bytes each) and runs of done blocks in one answer: less than a quarter of a ring, so no fragments.
 BLOCKS_AN_ANSWER = 1_024
+#: Blocks that the engine tells in one go where they go into no answer.
+BLOCKS_AT_ONCE = 1 << 16
 #: Bytes of stamps (8 for a block) of all followed submissions; the one that was asked for longest ago goes first.
 FOLLOWED_BYTES = 64 * 1024 * 1024
 #: What a followed submission counts beside its stamps.
@@ -137,6 +139,16 @@ class Watches:
             runs=runs,
             blocks=blocks,
         )
+
+    def all_done(self, submission: int) -> tuple[tuple[int, bytes], ...]:
+        """Every block with done chunks of a submission that the engine holds: (block, done) of BlockRow."""
+        found: list[tuple[int, bytes]] = []
+        at: int | None = 0
+        while at is not None:
+            at, runs, blocks = self._done.changed(submission, 0, True, at, BLOCKS_AT_ONCE)
+            found += ((block, b"") for first, count in runs for block in range(first, first + count))
+            found += blocks
+        return tuple(found)
 
     def _follow(self, submission: int) -> None:
         size = self._done.follow(submission)

@@ -1,0 +1,1 @@
+"""Programs that the benchmark of the client library runs in processes of their own."""

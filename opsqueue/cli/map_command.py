@@ -1,0 +1,270 @@
+"""`opsqueue map`: a function over lines or files, by several processes, results in order; goes on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from opsqueue.cli import functions, map_function, map_items
+from opsqueue.cli.local_queue import LocalQueueError, child, local_server
+from opsqueue.exceptions import (
+    ChunkRetrievalError,
+    ChunksStorageError,
+    InternalProducerClientError,
+    NewObjectStoreClientError,
+    SubmissionCancelledError,
+    SubmissionFailedError,
+    SubmissionNotFoundError,
+)
+from opsqueue.producer import ProducerClient, SubmissionId
+from opsqueue.server import machine
+from opsqueue.server.exit_codes import ExitCode
+from opsqueue.server.settings_sources import OneLineParser, SettingsError
+
+_STATE_FILE: Final = "map.json"
+
+EXAMPLES: Final = """\
+examples:
+  opsqueue map mytasks:resize < in.jsonl > out.jsonl
+      mytasks.resize(item) for each line of JSON, by one process per core.
+  opsqueue map mytasks:thumbnail photos --kind files --errors failed.jsonl > out.jsonl
+      For each file below photos; what fails goes to failed.jsonl, and its line of the output is null.
+  opsqueue map mytasks:resize --resume < in.jsonl > out.jsonl
+      After Ctrl-C: nothing that was done is done again; the output is written anew from its first line.
+  opsqueue map mytasks:resize --server queue:3999 --object-store s3://bucket/x < in.jsonl > out.jsonl
+      By the consumers of a server, which run: opsqueue consume mytasks:resize --per map
+
+exit codes: 0 done, 1 something failed, 2 a wrong flag or a function that cannot be imported, 130 interrupted
+"""
+
+
+class MapError(Exception):
+    """The run cannot go on; the text says why."""
+
+
+@dataclass
+class State:
+    """What an interrupted run leaves behind, in a directory of its own."""
+
+    home: Path
+    what: list[str]
+    submission: int | None = None
+    items: int = 0
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> State:
+        """The state of the run that `arguments` describe, as an earlier one left it if --resume is given."""
+        what = [arguments.function, arguments.kind, arguments.source or "-", arguments.server or "local"]
+        digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+        state = cls(arguments.state or Path(f".opsqueue-map-{digest}"), what)
+        if not state.home.exists():
+            if arguments.resume:
+                raise SettingsError(f"map: there is nothing to resume: {state.home} does not exist")
+            return state
+        saved = state._saved()
+        if not arguments.resume:
+            shutil.rmtree(state.home)
+            return state
+        if saved["what"] != what:
+            raise SettingsError(
+                f"map: {state.home} belongs to another run: {' '.join(saved['what'])}; give the same arguments"
+            )
+        state.submission, state.items = saved["submission"], saved["items"]
+        return state
+
+    def _saved(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.home / _STATE_FILE).read_text()))
+        except (OSError, ValueError) as error:
+            raise SettingsError(
+                f"map: {self.home} was not made by opsqueue map ({error}); choose another --state, or remove it"
+            ) from error
+
+    def save(self) -> None:
+        """Writes it, whole or not at all."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        temporary = self.home / (_STATE_FILE + ".tmp")
+        temporary.write_text(json.dumps({"what": self.what, "submission": self.submission, "items": self.items}))
+        os.replace(temporary, self.home / _STATE_FILE)
+
+    def remove(self) -> None:
+        """Nothing is left to resume."""
+        shutil.rmtree(self.home, ignore_errors=True)
+
+
+def run(words: Sequence[str]) -> int:
+    """Run the command; the exit code. Raises SettingsError for wrong flags."""
+    arguments = _parse(words)
+    if arguments.server is None:
+        try:
+            functions.load(arguments.function)
+        except functions.FunctionError as error:
+            raise SettingsError(f"map: {error}") from error
+    state = State.of(arguments)
+    try:
+        failed = _run(arguments, state)
+    except KeyboardInterrupt:
+        print(f"opsqueue: map: interrupted; --resume goes on with what is in {state.home}", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    except (
+        MapError, LocalQueueError, map_items.ItemError, InternalProducerClientError, SubmissionFailedError,
+        SubmissionCancelledError, SubmissionNotFoundError, ChunkRetrievalError, ChunksStorageError,
+    ) as error:  # fmt: skip
+        print(f"opsqueue: map: {error}", file=sys.stderr)
+        state.remove()
+        return ExitCode.CANNOT_START
+    state.remove()
+    return ExitCode.CANNOT_START if failed and arguments.errors is None else ExitCode.STOPPED
+
+
+def _run(arguments: argparse.Namespace, state: State) -> int:
+    """The number of items that failed."""
+    with ExitStack() as stack:
+        output = stack.enter_context(_output(arguments.output))
+        errors = None if arguments.errors is None else stack.enter_context(open(arguments.errors, "wb"))
+        state.save()
+        client = _client(arguments, state, stack)
+        if state.submission is None:
+            _insert(arguments, state, client)
+        return _write_results(arguments, state, client, output, errors)
+
+
+@contextmanager
+def _output(path: str | None) -> Iterator[BinaryIO]:
+    if path is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    try:
+        stream = open(path, "wb")  # noqa: SIM115  # closed below; what is raised inside is not about opening it
+    except OSError as error:
+        raise SettingsError(f"map: cannot write {path}: {error.strerror or error}") from error
+    with stream:
+        yield stream
+
+
+def _client(arguments: argparse.Namespace, state: State, stack: ExitStack) -> ProducerClient:
+    if arguments.server is not None:
+        options = [tuple(option.split("=", 1)) for option in arguments.object_store_option]
+        try:
+            return ProducerClient(arguments.server, arguments.object_store, object_store_options=options)
+        except NewObjectStoreClientError as error:
+            raise SettingsError(f"map: {error}") from error
+    home = state.home.absolute()
+    (home / "store").mkdir(exist_ok=True)
+    server = stack.enter_context(local_server(home, "--max-submission-age", "100 years"))
+    store_url = (home / "store").as_uri()
+    for number in range(arguments.processes):
+        stack.enter_context(
+            child(
+                home,
+                "mapper",
+                [server, store_url],
+                name=f"mapper-{number}",
+                environment={map_function.VARIABLE: arguments.function},
+            )
+        )
+    return ProducerClient(server, store_url)
+
+
+def _insert(arguments: argparse.Namespace, state: State, client: ProducerClient) -> None:
+    def counted() -> Iterator[Any]:
+        for item in map_items.read(arguments.kind, arguments.source):
+            state.items += 1
+            yield item
+
+    state.items = 0
+    state.submission = client.insert_submission(counted(), chunk_size=arguments.chunk_size).id
+    state.save()
+
+
+def _write_results(
+    arguments: argparse.Namespace,
+    state: State,
+    client: ProducerClient,
+    output: BinaryIO,
+    errors: BinaryIO | None,
+) -> int:
+    assert state.submission is not None
+    writer = map_items.Writer(arguments.kind, output)
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("items"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    failed = number = 0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("items", total=state.items)
+        for _, results in client.stream_submission(SubmissionId(state.submission), ordered=True):
+            for result in results:
+                number += 1
+                value, error = _outcome(result, number)
+                if error is not None:
+                    failed += 1
+                    if errors is None:
+                        raise MapError(f"item {number} failed; --errors FILE would go on\n{error[1]}".rstrip())
+                    line = {"item": number, "error": error[0], "traceback": error[1]}
+                    errors.write(json.dumps(line).encode() + b"\n")
+                writer.write(value)
+            progress.update(bar, completed=number)
+    if number != state.items:
+        raise MapError(f"{state.items} items went in, {number} results came back")
+    if failed:
+        print(f"opsqueue: map: {failed} of {number} items failed, see {arguments.errors}", file=sys.stderr)
+    return failed
+
+
+def _outcome(result: Any, number: int) -> tuple[Any, tuple[str, str] | None]:
+    match result:
+        case [True, value]:
+            return value, None
+        case [False, str(summary), str(trace)]:
+            return None, (summary, trace)
+    raise MapError(f"item {number}: its consumer does not run `opsqueue consume … --per map`")
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="opsqueue map",
+        allow_abbrev=False,
+        description="Call a function with each line or file, in several processes; write the results in order.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("function", metavar="MODULE:FUNCTION", help="called with one item, gives its result")
+    add("source", metavar="SOURCE", nargs="?", default=None, help="a file or directory (default: standard input)")
+    add("--kind", choices=map_items.KINDS, default="json", help="JSON lines, text lines, or files (default: json)")
+    add("--processes", type=int, metavar="N", default=machine.cores(), help="default: the cores")
+    add("--chunk-size", type=int, metavar="N", default=16, help="items that travel together (default: 16)")
+    add("--output", metavar="FILE", default=None, help="default: standard output")
+    add("--errors", metavar="FILE", default=None, help="go on after failures, and write them here as JSON lines")
+    add("--resume", action="store_true", help="go on where the same command was interrupted")
+    add("--state", type=Path, metavar="DIRECTORY", default=None, help="for --resume (default: .opsqueue-map-…, here)")
+    add(
+        "--server",
+        metavar="URL",
+        default=None,
+        help="let the consumers of this server do it, instead of processes here",
+    )
+    add("--object-store", metavar="URL", default=os.environ.get("OPSQUEUE_OBJECT_STORE"), help="with --server")
+    add("--object-store-option", metavar="NAME=VALUE", action="append", default=[], help="with --server; repeatable")
+    arguments = parser.parse_args(words)
+    if arguments.processes < 1 or arguments.chunk_size < 1:
+        parser.error("--processes and --chunk-size must be at least 1")
+    if arguments.kind == "files" and arguments.source is None:
+        parser.error("--kind files needs a directory: opsqueue map MODULE:FUNCTION DIRECTORY --kind files")
+    if arguments.server is not None and arguments.object_store is None:
+        parser.error("--server needs --object-store URL (or the variable OPSQUEUE_OBJECT_STORE)")
+    return arguments

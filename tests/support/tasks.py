@@ -1,0 +1,57 @@
+"""Functions that the commands under test are told to run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def pid(_operation: Any) -> int:
+    time.sleep(0.01)  # so that every process gets some
+    return os.getpid()
+
+
+def shout(line: str) -> str:
+    return line.upper()
+
+
+def size(path: str) -> list[Any]:
+    return [os.path.basename(path), os.path.getsize(path)]
+
+
+def reciprocal(number: int) -> float:
+    return 1 / number
+
+
+def die_once(marker: str) -> str:
+    """Kills its process when it is called first."""
+    try:
+        Path(marker).touch(exist_ok=False)
+    except FileExistsError:
+        return "alive"
+    os.kill(os.getpid(), signal.SIGKILL)
+    return "dead"
+
+
+def until_removed(marker: str) -> str:
+    """Says that it has begun, and returns when its file is gone."""
+    Path(marker + ".begun").touch()
+    deadline = time.monotonic() + 60
+    while Path(marker).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return "done"
+
+
+def slowly(number: int) -> int:
+    """Notes each call in the file that the environment names."""
+    with open(os.environ["OPSQUEUE_TEST_CALLS"], "a") as calls:
+        calls.write(f"{number}\n")
+    time.sleep(0.02)
+    return -number
