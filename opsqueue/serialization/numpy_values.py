@@ -75,6 +75,8 @@ def _dtype_described(dtype: DType) -> Any:
 
 def _described(dtype: DType) -> Any:
     """The dtype as plain values; None when it has no such form."""
+    if dtype.itemsize == 0:
+        return None
     if dtype.subdtype is not None:
         base = _described(dtype.subdtype[0])
         return None if base is None else [base, list(dtype.subdtype[1])]
@@ -99,6 +101,14 @@ def _described(dtype: DType) -> Any:
 
 
 def _dtype(described: Any) -> DType:
+    dtype = _any_dtype(described)
+    if dtype.itemsize == 0:
+        # a shape of any size would fit to no bytes
+        raise DeserializationError(f"{described!r} is a dtype without bytes")
+    return dtype
+
+
+def _any_dtype(described: Any) -> DType:
     try:
         import numpy as np
     except ImportError as error:
