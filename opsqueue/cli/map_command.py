@@ -186,7 +186,8 @@ def _insert(arguments: argparse.Namespace, state: State, client: ProducerClient)
             yield item
 
     state.items = 0
-    state.submission = client.insert_submission(counted(), chunk_size=arguments.chunk_size).id
+    size, compression = arguments.chunk_size, arguments.compression
+    state.submission = client.insert_submission(counted(), chunk_size=size, compression=compression).id
     state.save()
 
 
@@ -248,6 +249,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--kind", choices=map_items.KINDS, default="json", help="JSON lines, text lines, or files (default: json)")
     add("--processes", type=int, metavar="N", default=machine.cores(), help="default: the cores")
     add("--chunk-size", type=int, metavar="N", default=16, help="items that travel together (default: 16)")
+    add("--compression", choices=["zstd"], default=None, help="compress what is stored (default: not)")
     add("--output", metavar="FILE", default=None, help="default: standard output")
     add("--errors", metavar="FILE", default=None, help="go on after failures, and write them here as JSON lines")
     add("--resume", action="store_true", help="go on where the same command was interrupted")

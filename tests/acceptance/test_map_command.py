@@ -38,6 +38,12 @@ def test_json_lines_come_back_in_order(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
+def test_compressed_chunks_come_back_in_order(tmp_path: Path) -> None:
+    given = "".join(f"{number}\n" for number in range(50))
+    done = run(tmp_path, "tests.support.tasks:double", "--compression", "zstd", given=given)
+    assert done.stdout == "".join(f"{2 * number}\n" for number in range(50))
+
+
 def test_text_lines_come_back_as_text(tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("a b\n\nü\n")
     run(tmp_path, "tests.support.tasks:shout", "in.txt", "--kind", "text", "--output", "out.txt")

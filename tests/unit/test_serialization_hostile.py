@@ -142,9 +142,7 @@ def test_a_bomb_is_an_error_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(MAX_DECOMPRESSED_VARIABLE, str(8 * MIB))
     small = bomb(1024 * MIB)
     assert len(small) < MIB
-    with pytest.raises(
-        DecompressionError, match=rf"^chunk 1: .* {8 * MIB} bytes.*{MAX_DECOMPRESSED_VARIABLE}"
-    ):
+    with pytest.raises(DecompressionError, match=rf"^chunk 1: .* {8 * MIB} bytes.*{MAX_DECOMPRESSED_VARIABLE}"):
         decode_chunk(small, cbor, name="chunk 1")
 
 
