@@ -162,6 +162,9 @@ def test_prefer_distinct_refuses_what_is_no_strategy(arguments: Any) -> None:
         Strategy.PreferDistinct(**arguments)
 
 
+DESERIALIZATION_ERROR = exceptions.DeserializationError("no CBOR")
+DESERIALIZATION_ERROR.chunk = "chunk 3 of submission 17"
+
 ERRORS: list[Exception] = [
     exceptions.SubmissionFailedError(FAILED, CHUNK_FAILED),
     exceptions.SubmissionCancelledError(CANCELLED),
@@ -174,6 +177,9 @@ ERRORS: list[Exception] = [
     exceptions.SubmissionEndedError(7, "Failed"),
     exceptions.ServerLacksFeatureError("this server lists no submissions"),
     ChunkSizeIsZeroError(),
+    exceptions.SerializationError("no such type", 3),
+    DESERIALIZATION_ERROR,
+    exceptions.DecompressionError("cut off"),
     *(
         getattr(exceptions, name)("text")
         for name in exceptions.__all__
@@ -218,7 +224,8 @@ def _signature(method: Any) -> list[tuple[str, str, Any]]:
 ANY, ONLY, EMPTY = "POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY", inspect.Parameter.empty
 FORMAT = ("serialization_format", ONLY, common.DEFAULT_SERIALIZATION_FORMAT)
 META = [("metadata", ONLY, None), ("strategic_metadata", ONLY, None)]
-OPS = [("ops", ANY, EMPTY), ("chunk_size", ONLY, EMPTY), FORMAT, *META]
+COMPRESSION = ("compression", ONLY, None)
+OPS = [("ops", ANY, EMPTY), ("chunk_size", ONLY, EMPTY), FORMAT, *META, COMPRESSION]
 CHUNKS = [("chunk_contents", ANY, EMPTY), *META, ("chunk_size", ONLY, None)]
 BY_ID = [("submission_id", ANY, EMPTY)]
 TIMEOUT = ("timeout", ONLY, None)
