@@ -1,4 +1,4 @@
-"""A producer of the benchmark: `producer.py ADDRESS STORE_URL COUNT CHUNK_SIZE`, with operations made as they are taken.
+"""A producer of the benchmark: `producer.py ADDRESS STORE_URL COUNT CHUNK_SIZE`; makes operations as they are taken.
 
 Prints the most memory that it used, in bytes, and the seconds from the first operation to the last result.
 """
