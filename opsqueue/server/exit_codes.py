@@ -16,7 +16,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     #: Stopped at once, by a second signal while it was stopping.
     FORCED = 3
-    #: `opsqueue consume`: there was no connection to the server within --connect-timeout.
+    #: `opsqueue consume`: no connection to the server within --connect-timeout; `opsqueue gc`: no connection.
     NOT_CONNECTED = 4
     #: Interrupted from the keyboard (128 + SIGINT, as shells have it), where there was nothing to stop in order.
     INTERRUPTED = 130
