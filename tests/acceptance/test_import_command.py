@@ -191,7 +191,7 @@ def test_direct_submissions_keep_their_inputs_and_outputs(
     server = server_factory(database_filename=tmp_path / "new.db")
     assert sorted(work(server, store.url, 2)) == [(direct.id, 1), (direct.id, 3)]
     results = ProducerClient(server.address, store.url).blocking_stream_completed_submission(
-        SubmissionId(direct.id), 30
+        SubmissionId(direct.id), timeout=30
     )
     assert list(results) == [0, 10, 20, 30]
     with RawProducer(server.port) as producer:
