@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -36,8 +36,6 @@ _SET_MARK = _JOURNAL["set_mark"]
 
 #: Block rows that are held at once.
 _BLOCKS_AT_ONCE = 64
-#: Chunks between two calls of `progress`.
-_PROGRESS_CHUNKS = 50_000
 
 _encode_json = msgspec.json.Encoder().encode
 
@@ -163,9 +161,7 @@ class Importer:
         return self._connection.execute(_SQL["is_known"], (submission,)).fetchone() is not None
 
     def _bring(self, old: OldSubmission) -> None:
-        not_done = self._rows.count_not_done(old)
-        if not_done > old.chunks_total:
-            raise self._file.damaged(f"submission {old.id} of {old.chunks_total} chunks has {not_done} that wait")
+        not_done, retried = self._rows.summary_of_not_done(old)
         done = old.chunks_total - not_done
         state, ended_us = old.state, old.ended_us
         if state is State.IN_PROGRESS:
@@ -187,7 +183,7 @@ class Importer:
             self._write_blocks(old)
         if old.prefix is None:
             self._copy_contents(old, state)
-        self._count(state, not_done, done)
+        self._count(state, not_done, retried, done)
 
     def _store(
         self, old: OldSubmission, state: State, ended_us: int | None, done: int, strategic: dict[str, int]
@@ -215,21 +211,16 @@ class Importer:
             raise self._file.damaged(f"submission {old.id} is there twice, or makes no sense ({error})") from error
 
     def _write_blocks(self, old: OldSubmission) -> None:
-        rows = block_rows(old.id, old.chunks_total, self._watched(old))
-        while some := list(islice(rows, _BLOCKS_AT_ONCE)):
+        rows = block_rows(old.id, old.chunks_total, self._rows.not_done(old), self._reached)
+        while True:
+            with self._rows.reading():
+                some = list(islice(rows, _BLOCKS_AT_ONCE))
+            if not some:
+                return
             write_blocks(self._connection, self._batch, some)
 
-    def _watched(self, old: OldSubmission) -> Iterator[tuple[int, int]]:
-        """The chunks that are not done, counted on their way."""
-        unfinished = old.state is State.IN_PROGRESS
-        position = 0
-        for position, (chunk, retries) in enumerate(self._rows.not_done(old), 1):
-            if unfinished:
-                if retries:
-                    self._summary.retried += 1
-                if not position % _PROGRESS_CHUNKS:
-                    self._progress(self._seen + position, self._total)
-            yield chunk, retries
+    def _reached(self, chunk: int) -> None:
+        self._progress(min(self._seen + chunk, self._total), self._total)
 
     def _copy_contents(self, old: OldSubmission, state: State) -> None:
         if state is not State.COMPLETED:
@@ -238,7 +229,7 @@ class Importer:
         outputs = ((old.id, chunk, content) for chunk, content in self._rows.outputs(old))
         self._connection.executemany(_INSERT_OUTPUT, outputs)
 
-    def _count(self, state: State, not_done: int, done: int) -> None:
+    def _count(self, state: State, not_done: int, retried: int, done: int) -> None:
         summary = self._summary
         match state:
             case State.COMPLETED:
@@ -250,6 +241,7 @@ class Importer:
             case _:
                 summary.unfinished += 1
                 summary.waiting += not_done
+                summary.retried += retried
                 summary.done += done
                 self._seen += not_done + done
                 self._progress(self._seen, self._total)

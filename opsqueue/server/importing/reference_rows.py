@@ -7,6 +7,7 @@ reference forgets its rows after --max-submission-age, also those of a submissio
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -49,7 +50,8 @@ class OldSubmission:
 
 
 class ReferenceRows:
-    """Everything that is brought over, from `file`. Every method raises DamagedReferenceError, naming table and row."""
+    """Everything that is brought over, from `file`. Raises DamagedReferenceError, which names
+    the submission."""
 
     def __init__(self, file: ReferenceFile) -> None:
         self._file = file
@@ -57,7 +59,8 @@ class ReferenceRows:
 
     def total(self) -> int:
         """Chunks of all unfinished submissions."""
-        return int(self._one("old_total"))
+        ((total,),) = self._read("old_total")
+        return int(total)
 
     def submissions(self) -> Iterator[OldSubmission]:
         """The unfinished ones by id, then the ended ones."""
@@ -71,17 +74,33 @@ class ReferenceRows:
         """Its pairs."""
         return dict(self._read("old_strategic", submission))
 
-    def count_not_done(self, old: OldSubmission) -> int:
-        """Chunks that are not done: waiting ones, or those that its end skipped."""
-        return int(self._one(_by_end(old, "old_count_waiting", "old_count_not_done"), old.id))
+    def summary_of_not_done(self, old: OldSubmission) -> tuple[int, int]:
+        """How many of its chunks are not done (they wait, or its end skipped them), and how many of these have retries.
+
+        Checks all of them.
+        """
+        query = _by_end(old, "old_waiting_summary", "old_not_done_summary")
+        ((count, first, last, least_retries, retried),) = self._read(query, old.id)
+        if count > old.chunks_total:
+            raise self._file.damaged(f"submission {old.id} of {old.chunks_total} chunks has {count} that wait")
+        if count:
+            self._check_chunk(old, first)
+            self._check_chunk(old, last)
+        if least_retries < 0:
+            raise self._file.damaged(f"table chunks, submission {old.id}: a chunk with {least_retries} retries")
+        return count, retried
 
     def not_done(self, old: OldSubmission) -> Iterator[tuple[int, int]]:
-        """Chunk and retries of each that is not done, in order."""
-        for chunk, retries in self._read(_by_end(old, "old_waiting", "old_not_done"), old.id):
-            self._check_chunk(old, chunk)
-            if retries < 0:
-                raise self._file.damaged(f"table chunks, submission {old.id}, chunk {chunk}: {retries} retries")
-            yield chunk, retries
+        """Chunk and retries of each that is not done, in order. Raises apsw.Error instead; see `reading`."""
+        return self._file.connection.execute(_SQL[_by_end(old, "old_waiting", "old_not_done")], (old.id,))
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """An apsw.Error inside is this file's: raises DamagedReferenceError."""
+        try:
+            yield
+        except apsw.Error as error:
+            raise self._file.damaged(str(error)) from error
 
     def inputs(self, old: OldSubmission) -> Iterator[tuple[int, bytes]]:
         """Chunk and input of each that is not done; one that was inserted without a content has an empty one."""
@@ -139,15 +158,9 @@ class ReferenceRows:
             raise self._file.damaged(f"submission {old.id}, chunk {chunk}: its content is not bytes")
         return content
 
-    def _one(self, query: str, *values: int) -> Any:
-        ((value,),) = self._read(query, *values)
-        return value
-
     def _read(self, query: str, *values: int) -> Iterator[tuple[Any, ...]]:
-        try:
+        with self.reading():
             yield from self._file.connection.execute(_SQL[query], values)
-        except apsw.Error as error:
-            raise self._file.damaged(str(error)) from error
 
 
 def _by_end(old: OldSubmission, unfinished: str, ended: str) -> str:

@@ -35,8 +35,11 @@ SELECT coalesce(sum(chunks_total), 0) FROM submissions;
 -- name: old_strategic
 SELECT metadata_key, max(metadata_value) FROM submissions_metadata WHERE submission_id = ? GROUP BY metadata_key;
 
--- name: old_count_waiting
-SELECT count(*) FROM chunks WHERE submission_id = ?;
+-- Both kinds of chunks that are not done are looked over in one pass before they are read one by one.
+-- name: old_waiting_summary
+SELECT count(*), coalesce(min(chunk_index), 0), coalesce(max(chunk_index), 0), coalesce(min(retries), 0),
+    coalesce(sum(retries > 0), 0)
+FROM chunks WHERE submission_id = ?;
 
 -- name: old_waiting
 SELECT chunk_index, retries FROM chunks WHERE submission_id = ? ORDER BY chunk_index;
@@ -44,8 +47,9 @@ SELECT chunk_index, retries FROM chunks WHERE submission_id = ? ORDER BY chunk_i
 -- name: old_inputs
 SELECT chunk_index, input_content FROM chunks WHERE submission_id = ? ORDER BY chunk_index;
 
--- name: old_count_not_done
-SELECT count(*) FROM chunks_failed WHERE submission_id = ?;
+-- name: old_not_done_summary
+SELECT count(*), coalesce(min(chunk_index), 0), coalesce(max(chunk_index), 0), 0, 0
+FROM chunks_failed WHERE submission_id = ?;
 
 -- name: old_not_done
 SELECT chunk_index, 0 FROM chunks_failed WHERE submission_id = ? ORDER BY chunk_index;
