@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -467,3 +469,54 @@ def test_the_old_file_as_the_new_one_and_a_database_of_ours_as_the_old_one_are_r
     in_memory = import_old(database.path, Path(":memory:"))
     assert (in_memory.returncode, in_memory.stdout) == (2, "")
     assert "an import needs a file" in in_memory.stderr
+
+
+# --- while it runs ---
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> Path:
+    """An old database that takes a while: 600,000 chunks, every third done."""
+    database = ReferenceDatabase(tmp_path / "large.db")
+    database.connection.execute(
+        "INSERT INTO submissions (id, prefix, chunks_total, chunks_done) VALUES (5 << 22, 'large', 600000, 200000)"
+    )
+    database.connection.execute(
+        "WITH RECURSIVE n (i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i < 599999) "
+        "INSERT INTO chunks SELECT 5 << 22, i, NULL, 0 FROM n WHERE i % 3 > 0"
+    )
+    database.close()
+    return tmp_path / "large.db"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_an_import_that_is_cut_short_leaves_nothing_and_can_be_run_again(
+    number: signal.Signals, code: int, large: Path, tmp_path: Path
+) -> None:
+    new = tmp_path / "new.db"
+    command = [sys.executable, "-m", "opsqueue", "import", str(large), "--database-filename", str(new)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as importing:
+        wait_until(Path(f"{new}-wal").exists, "the new database is being written")
+        importing.send_signal(number)
+        assert importing.communicate(timeout=30) == (b"", b"")
+    assert importing.returncode == code
+    assert new.exists() == (number == signal.SIGKILL)
+    if new.exists():
+        with contextlib.closing(apsw.Connection(str(new))) as connection:
+            assert connection.execute("SELECT count(*) FROM submissions").get == 0
+    assert "400,000 chunks waiting (0 with retries), 200,000 done" in imported(large, new)[1]
+
+
+def test_progress_is_shown_on_a_terminal_only(large: Path, tmp_path: Path) -> None:
+    terminal, end = os.openpty()
+    command = [sys.executable, "-m", "opsqueue", "import", str(large)]
+    environment = {**os.environ, "OPSQUEUE_DATABASE_FILENAME": str(tmp_path / "new.db"), "TERM": "xterm"}
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=end, timeout=60, cwd=ROOT, env=environment)
+        shown = os.read(terminal, 100_000).decode()
+    finally:
+        os.close(end)
+        os.close(terminal)
+    assert done.returncode == 0
+    assert "600000/600000" in shown
+    assert done.stdout.decode().splitlines()[0].startswith(f"imported {large} into {tmp_path / 'new.db'} in ")
