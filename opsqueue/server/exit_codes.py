@@ -8,9 +8,10 @@ from enum import IntEnum
 class ExitCode(IntEnum):
     """What the end of `opsqueue` says."""
 
-    #: Stopped as asked: SIGTERM, SIGINT or SIGHUP.
+    #: Stopped as asked: SIGTERM, SIGINT or SIGHUP; `opsqueue import`: imported.
     STOPPED = 0
     #: The server could not start, or its writer could not; the last line on standard error says why.
+    #: `opsqueue import`: nothing was imported.
     CANNOT_START = 1
     #: A flag, a variable or the file is wrong; the line on standard error says which.
     USAGE = 2
