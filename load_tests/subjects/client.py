@@ -22,6 +22,9 @@ ROUNDS = 3
 #: (chunks, operations in each, chunks a second that the reference's client and server reach, what is asked).
 SHORT = ((1_000, 10, 39.0, 2_500.0), (200, 1_000, 200 / 5.2, 200 / 0.25))
 _IMPORTS = 15
+#: Operations of the row about memory, and of each of its chunks.
+MANY = 10_000_000
+MANY_CHUNK_SIZE = 5_000
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
@@ -34,6 +37,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
     yield _beside_a_pool(bench)
     yield _with_a_slow_store(bench)
     yield _import_time()
+    yield _memory(bench)
 
 
 @contextlib.contextmanager
@@ -167,4 +171,28 @@ def _import_time() -> Figure:
         False,
         limit="",
         note=f"beyond an empty program, median of {_IMPORTS}",
+    )
+
+
+def _memory(bench: Bench) -> Figure:
+    count = MANY // bench.scale.client_share
+    with bench.server() as server, consumers(server, "no_op"):
+        words = [server.address, (server.directory / "objects").as_uri(), str(count), str(MANY_CHUNK_SIZE)]
+        told = subprocess.run(
+            [sys.executable, "-m", "load_tests.client_programs.producer", *words],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        ).stdout
+    most, seconds = map(float, told.split())
+    return Figure(
+        f"{count:,} operations through one producer: the most memory that it used",
+        most / 2**20,
+        "MiB",
+        None,
+        300.0,
+        False,
+        limit="",
+        note=f"chunks of {MANY_CHUNK_SIZE:,}; {count / seconds:,.0f} operations/s with {CONSUMERS} consumer processes",
     )

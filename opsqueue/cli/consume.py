@@ -19,6 +19,7 @@ from rich.live import Live
 
 from opsqueue.cli.functions import LOG_FORMAT
 from opsqueue.cli.health import HealthPort
+from opsqueue.cli.store_flags import add_options, pairs
 from opsqueue.cli.strategies import USAGE, parse
 from opsqueue.client.urls import parse_address
 from opsqueue.exceptions import IncorrectUsageError
@@ -288,7 +289,7 @@ def run(words: Sequence[str]) -> int:
         "function": arguments.function,
         "server": arguments.server,
         "object_store": arguments.object_store,
-        "object_store_options": [option.split("=", 1) for option in arguments.object_store_option],
+        "object_store_options": pairs(arguments),
         "strategy": arguments.strategy,
         "per": arguments.per,
         "prefetch": arguments.prefetch,
@@ -322,7 +323,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         help="host:port or URL of the queue (default: $OPSQUEUE_SERVER or 127.0.0.1:3999)")  # fmt: skip
     add("--object-store", metavar="URL", default=os.environ.get("OPSQUEUE_OBJECT_STORE"),
         help="where the chunks are, such as file:///srv/objects (default: $OPSQUEUE_OBJECT_STORE)")  # fmt: skip
-    add("--object-store-option", metavar="NAME=VALUE", action="append", default=[], type=_option, help="repeatable")
+    add_options(parser)
     add("--processes", type=_count, metavar="N", default=machine.cores(), help="default: the cores")
     add("--strategy", type=_strategy, metavar="STRATEGY", default="Random", help=f"{USAGE} (default: Random)")
     add("--per", choices=("op", "chunk", "raw", "map"), default="op",
@@ -342,12 +343,6 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     except IncorrectUsageError as error:
         raise SettingsError(f"consume: {error}") from error
     return arguments
-
-
-def _option(text: str) -> str:
-    if "=" not in text:
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, not {text!r}")
-    return text
 
 
 def _count(text: str) -> int:

@@ -17,7 +17,9 @@ COMMANDS: Final = """\
 commands:
   serve       run the queue (also without the word: `opsqueue --port 8000`)
   consume     work on chunks with a function of yours, in several processes
+  import      bring the submissions of a stopped reference server (Rust) over into a database of this one
   map         call a function with each line or file, in several processes, and write the results in order
+  gc          remove from an object store what belongs to forgotten submissions
   demo        run a server, consumers and a producer on real files, and watch
 `opsqueue COMMAND --help` says more.
 
@@ -48,15 +50,25 @@ def _run(words: list[str]) -> int:
         from opsqueue.cli import consume
 
         return consume.run(words[1:])
+    if words[:1] == ["import"]:
+        from opsqueue.cli import import_command
+
+        return import_command.run(words[1:])
     if words[:1] == ["map"]:
         from opsqueue.cli import map_command
 
         return map_command.run(words[1:])
+    if words[:1] == ["gc"]:
+        from opsqueue.cli import gc_command
+
+        return gc_command.run(words[1:])
     if words[:1] == ["serve"]:
         parser = OneLineParser(prog="opsqueue serve", allow_abbrev=False)
         serve.add_arguments(parser)
         return serve.run(parser.parse_args(words[1:]))
-    parser = OneLineParser(prog="opsqueue", allow_abbrev=False, usage="opsqueue [serve | consume | map | demo] [flags]")
+    parser = OneLineParser(
+        prog="opsqueue", allow_abbrev=False, usage="opsqueue [serve | consume | map | import | gc | demo] [flags]"
+    )
     serve.add_arguments(parser)
     parser.description = DESCRIPTION
     parser.epilog = COMMANDS + serve.EXAMPLES

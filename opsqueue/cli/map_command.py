@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from opsqueue.cli import functions, map_function, map_items
 from opsqueue.cli.local_queue import LocalQueueError, child, local_server
+from opsqueue.cli.store_flags import add_options, pairs
 from opsqueue.exceptions import (
     ChunkRetrievalError,
     ChunksStorageError,
@@ -157,9 +158,8 @@ def _output(path: str | None) -> Iterator[BinaryIO]:
 
 def _client(arguments: argparse.Namespace, state: State, stack: ExitStack) -> ProducerClient:
     if arguments.server is not None:
-        options = [tuple(option.split("=", 1)) for option in arguments.object_store_option]
         try:
-            return ProducerClient(arguments.server, arguments.object_store, object_store_options=options)
+            return ProducerClient(arguments.server, arguments.object_store, object_store_options=pairs(arguments))
         except NewObjectStoreClientError as error:
             raise SettingsError(f"map: {error}") from error
     home = state.home.absolute()
@@ -261,7 +261,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         help="let the consumers of this server do it, instead of processes here",
     )
     add("--object-store", metavar="URL", default=os.environ.get("OPSQUEUE_OBJECT_STORE"), help="with --server")
-    add("--object-store-option", metavar="NAME=VALUE", action="append", default=[], help="with --server; repeatable")
+    add_options(parser)
     arguments = parser.parse_args(words)
     if arguments.processes < 1 or arguments.chunk_size < 1:
         parser.error("--processes and --chunk-size must be at least 1")

@@ -58,9 +58,9 @@ class ProducerCalls:
     def __init__(self, address: ServerAddress) -> None:
         self._exchange = Exchange(address)
 
-    def server_version(self) -> Call[str]:
-        """The server's version, such as `v0.40.1`."""
-        answer = yield from self._exchange.request("GET", "/producer/version")
+    def server_version(self, *, deadline: float | None = None) -> Call[str]:
+        """The server's version, such as `v0.40.1`. `deadline` as in Exchange.request."""
+        answer = yield from self._exchange.request("GET", "/producer/version", deadline=deadline)
         return expect(answer, "the version").text
 
     def features(self) -> Call[frozenset[str]]:
@@ -168,10 +168,12 @@ class ProducerCalls:
         answer = yield from self._exchange.request("GET", f"{SUBMISSIONS}/{number_of(submission_id)}")
         return _status(answer)
 
-    def lookup_submission_id_by_prefix(self, prefix: str) -> Call[SubmissionId | None]:
-        """The newest submission with that prefix."""
-        quoted = _segment(prefix)
-        answer = yield from self._exchange.request("GET", f"{SUBMISSIONS}/lookup_id_by_prefix/{quoted}")
+    def lookup_submission_id_by_prefix(
+        self, prefix: str, *, deadline: float | None = None
+    ) -> Call[SubmissionId | None]:
+        """The newest submission with that prefix. `deadline` as in Exchange.request."""
+        path = f"{SUBMISSIONS}/lookup_id_by_prefix/{_segment(prefix)}"
+        answer = yield from self._exchange.request("GET", path, deadline=deadline)
         found = decoded(wire.decode_optional_id, expect(answer, "the lookup by prefix"))
         return None if found is None else SubmissionId(found)
 

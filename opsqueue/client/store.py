@@ -98,7 +98,7 @@ def _bucket(url: str, config: dict[str, str]) -> AnyObstore:
     try:
         return from_url(url, config=config)  # type: ignore[call-overload, no-any-return]  # keys are checked there
     except (BaseError, ValueError, TypeError, OSError) as error:
-        raise NewObjectStoreClientError(f"object store {url!r} cannot be used: {_first_line(error)}") from error
+        raise NewObjectStoreClientError(f"object store {url!r} cannot be used: {first_line(error)}") from error
 
 
 _memory: AnyObstore | None = None
@@ -114,7 +114,8 @@ def _shared_memory() -> AnyObstore:
     return _memory
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error's text as far as its first line; obstore's go on with what only its authors need."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -125,6 +126,7 @@ class DirectoryStore:
     _counter = itertools.count()
 
     def __init__(self, root: str) -> None:
+        self.root = root
         self._root = Path(root)
         #: Seconds that calls take lately, by the shortest of them: others had to wait for other threads. Unknown until
         #: there was one, since the directory may be a network's.
@@ -184,27 +186,28 @@ class BucketStore:
     _runtime_pid: int | None = None
 
     def __init__(self, url: str, store: AnyObstore, base: str) -> None:
-        self._url = url.rstrip("/")
-        self._store = store
-        self._base = base.strip("/") + "/" if base.strip("/") else ""
+        self.url = url.rstrip("/")
+        self.obstore = store
+        #: What every path begins with.
+        self.base = base.strip("/") + "/" if base.strip("/") else ""
 
     def put(self, path: str, data: bytes) -> None:
         import obstore
 
         self._check_process()
         try:
-            obstore.put(self._store, self._base + path, data)
+            obstore.put(self.obstore, self.base + path, data)
         except Exception as error:
-            raise StoreError(f"cannot write {self._url}/{path}: {_first_line(error)}") from error
+            raise StoreError(f"cannot write {self.url}/{path}: {first_line(error)}") from error
 
     def get(self, path: str) -> bytes:
         import obstore
 
         self._check_process()
         try:
-            return bytes(obstore.get(self._store, self._base + path).bytes())
+            return bytes(obstore.get(self.obstore, self.base + path).bytes())
         except Exception as error:
-            raise StoreError(f"cannot read {self._url}/{path}: {_first_line(error)}") from error
+            raise StoreError(f"cannot read {self.url}/{path}: {first_line(error)}") from error
 
     def is_quick(self, size: int) -> bool:
         return False
@@ -215,9 +218,9 @@ class BucketStore:
 
         self._check_process()
         try:
-            await obstore.put_async(self._store, self._base + path, data)
+            await obstore.put_async(self.obstore, self.base + path, data)
         except Exception as error:
-            raise StoreError(f"cannot write {self._url}/{path}: {_first_line(error)}") from error
+            raise StoreError(f"cannot write {self.url}/{path}: {first_line(error)}") from error
 
     async def get_async(self, path: str) -> bytes:
         """As `get`, under asyncio."""
@@ -225,16 +228,16 @@ class BucketStore:
 
         self._check_process()
         try:
-            found = await obstore.get_async(self._store, self._base + path)
+            found = await obstore.get_async(self.obstore, self.base + path)
             return bytes(await found.bytes_async())
         except Exception as error:
-            raise StoreError(f"cannot read {self._url}/{path}: {_first_line(error)}") from error
+            raise StoreError(f"cannot read {self.url}/{path}: {first_line(error)}") from error
 
     def _check_process(self) -> None:
         if BucketStore._runtime_pid is None:
             BucketStore._runtime_pid = os.getpid()
         elif BucketStore._runtime_pid != os.getpid():
             raise StoreError(
-                f"{self._url} was used before this process was forked, which an object store client does not survive; "
+                f"{self.url} was used before this process was forked, which an object store client does not survive; "
                 "start processes with the multiprocessing method 'spawn' or 'forkserver', or before the first use"
             )

@@ -28,7 +28,7 @@ class NewerDatabaseError(StartupError):
 
 class ReferenceDatabaseError(StartupError):
     """{path} is a database of the reference implementation of opsqueue; it was left untouched,
-    choose another --database-filename."""
+    choose another --database-filename, and bring its submissions over into that with `opsqueue import`."""
 
 
 class DamagedDatabaseError(StartupError):

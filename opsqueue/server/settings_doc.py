@@ -45,7 +45,7 @@ _TAIL = """
 | 1 | the server could not start, or its writer could not; the last line on standard error says why |
 | 2 | a flag, a variable or the file is wrong; the line on standard error says which |
 | 3 | stopped at once, by a second signal while it was stopping |
-| 4 | not the server but `opsqueue consume`: no connection to the server in time |
+| 4 | not the server but `opsqueue consume` and `opsqueue gc`: no connection to the server in time |
 | 130 | interrupted from the keyboard before there was anything to stop |
 """
 

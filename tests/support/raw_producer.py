@@ -42,9 +42,9 @@ class RawProducer:
         assert status == 200, (status, answer)
         return json.loads(answer) if answer else None
 
-    def insert(self, count: int = 1, **fields: Any) -> int:
+    def insert(self, count: int = 1, *, prefix: str | None = None, **fields: Any) -> int:
         """A submission of `count` chunks in an object store; further fields as on the wire."""
-        contents = {"SeeObjectStorage": {"prefix": f"prefix-{next(_prefixes)}", "count": count}}
+        contents = {"SeeObjectStorage": {"prefix": prefix or f"prefix-{next(_prefixes)}", "count": count}}
         return self._insert({"chunk_contents": contents, **fields})
 
     def insert_direct(self, contents: Sequence[bytes | None], **fields: Any) -> int:

@@ -1,4 +1,5 @@
-"""The journal in an SQLite file: applies batches, each whole or not at all. The only code that writes to the file.
+"""The journal in an SQLite file: applies batches, each whole or not at all. The only code that writes to the file
+while a server runs.
 
 Decides nothing but the idempotency of an insert and of a retry. docs/journal.md describes the file.
 """

@@ -1,0 +1,94 @@
+"""Removes from an object store what belongs to submissions that the server has forgotten, and only that.
+
+A prefix is garbage when it is a UUIDv7 older than asked, nothing under it is newer, and the server knows no submission
+of that prefix. Whatever cannot be told, because of the store or of the server, is left as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from opsqueue.client.store import StoreError
+from opsqueue.client.store_objects import StoredObject, StoreObjects
+from opsqueue.exceptions import InternalProducerClientError
+
+
+class Verdict(Enum):
+    """What was found of one prefix."""
+
+    YOUNG = "something under it is too young"
+    KNOWN = "the server knows its submission"
+    FOREIGN = "nothing under it is a chunk's"
+    REMOVED = "removed"
+    FAILED = "left as it is"
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """About one prefix; `objects` and `size` in bytes are those of chunks; `reason`: why it failed."""
+
+    prefix: str
+    verdict: Verdict
+    objects: int = 0
+    size: int = 0
+    reason: str = ""
+
+
+class ServerGoneError(Exception):
+    """The server does not answer any more: nothing else can be judged."""
+
+
+def collect(
+    objects: StoreObjects,
+    is_known: Callable[[str], bool],
+    *,
+    older_than_s: float,
+    dry_run: bool,
+) -> Iterator[Looked]:
+    """Judges every old prefix and removes garbage, unless it is a dry run; gives what it found, one by one.
+
+    `is_known(prefix)`: whether the server knows a submission of that prefix. Raises StoreError when the prefixes cannot
+    be listed, ServerGoneError when the server cannot be asked.
+    """
+    before_s = time.time() - older_than_s
+    last = None
+    for prefix in objects.prefixes(before_s):
+        if prefix != last:
+            last = prefix
+            yield _look(objects, is_known, prefix, before_s, dry_run=dry_run)
+
+
+def _look(
+    objects: StoreObjects, is_known: Callable[[str], bool], prefix: str, before_s: float, *, dry_run: bool
+) -> Looked:
+    count = size = 0
+    try:
+        for found in objects.under(prefix):
+            if found.modified_s >= before_s:
+                return Looked(prefix, Verdict.YOUNG)
+            if found.is_of_a_chunk:
+                count += 1
+                size += found.size
+        if not count:
+            return Looked(prefix, Verdict.FOREIGN)
+        # after the listing: whatever was inserted before it is known now
+        if is_known(prefix):
+            return Looked(prefix, Verdict.KNOWN, count, size)
+        if not dry_run:
+            objects.remove(prefix, (found.name for found in _old(objects, prefix, before_s) if found.is_of_a_chunk))
+    except StoreError as error:
+        return Looked(prefix, Verdict.FAILED, count, size, str(error))
+    except (InternalProducerClientError, TimeoutError) as error:
+        raise ServerGoneError(str(error)) from error
+    return Looked(prefix, Verdict.REMOVED, count, size)
+
+
+def _old(objects: StoreObjects, prefix: str, before_s: float) -> Iterator[StoredObject]:
+    """Everything under the prefix, as it is now. Raises StoreError at the first that is young."""
+    for found in objects.under(prefix):
+        if found.modified_s >= before_s:
+            raise StoreError(f"{prefix}/{found.name} was written while the server was asked")
+        yield found

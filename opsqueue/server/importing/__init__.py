@@ -1,0 +1,1 @@
+"""Brings the submissions of a stopped reference server over (`opsqueue import`, docs/upgrading.md)."""

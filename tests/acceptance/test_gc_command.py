@@ -1,0 +1,254 @@
+"""`opsqueue gc` removes what belongs to forgotten submissions, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from opsqueue.client.garbage import Looked, ServerGoneError, Verdict, collect
+from opsqueue.client.http import HttpClient
+from opsqueue.client.producer_calls import ProducerCalls
+from opsqueue.client.store import open_store
+from opsqueue.client.store_objects import objects_of
+from opsqueue.client.urls import parse_address
+from tests.support.raw_producer import RawProducer
+from tests.support.server import Server
+
+DAY_S = 86_400.0
+
+
+def prefix_made(days_ago: float) -> str:
+    """A UUIDv7 of that time."""
+    milliseconds = int((time.time() - days_ago * DAY_S) * 1000)
+    return str(uuid.UUID(int=milliseconds << 80 | 7 << 76 | 0b10 << 62 | uuid.uuid4().int & (1 << 62) - 1))
+
+
+class Objects:
+    """Files of a store, with their ages."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def put(self, path: str, days_ago: float) -> Path:
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"12345")
+        moment = time.time() - days_ago * DAY_S
+        os.utime(file, (moment, moment))
+        return file
+
+    def submission(self, days_ago: float, chunks: int = 2, prefix: str | None = None) -> str:
+        prefix = prefix or prefix_made(days_ago)
+        for index in range(chunks):
+            self.put(f"{prefix}/{index}-in.bin", days_ago)
+            self.put(f"{prefix}/{index}-out.bin", days_ago)
+        return prefix
+
+    def paths(self) -> set[str]:
+        return {str(file.relative_to(self.root)) for file in self.root.rglob("*") if not file.is_dir()}
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> Objects:
+    root = tmp_path / "objects"
+    root.mkdir()
+    return Objects(root)
+
+
+def gc(objects: Objects, server: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "opsqueue", "gc", objects.root.as_uri(), "--server", server, *words],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def insert(server: Server, prefix: str) -> int:
+    with RawProducer(server.port) as producer:
+        return producer.insert(2, prefix=prefix)
+
+
+def test_only_old_objects_of_forgotten_submissions_are_removed(server: Server, objects: Objects) -> None:
+    running, gone = objects.submission(9), objects.submission(8)
+    insert(server, running)
+    young, being_written = objects.submission(6), objects.submission(30)
+    late = objects.put(f"{being_written}/7-in.bin", days_ago=1)
+    kept = objects.paths() - {path for path in objects.paths() if path.startswith(gone)}
+    result = gc(objects, server.address)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert objects.paths() == kept
+    assert not (objects.root / gone).exists()
+    assert late.exists()
+    assert (objects.root / young).exists()
+    assert result.stdout.startswith(
+        "removed 4 objects (20 bytes) under 1 prefixes; left 1 that the server knows, 1 with"
+    )
+
+
+def test_a_dry_run_removes_nothing_and_says_what_it_would(server: Server, objects: Objects) -> None:
+    gone = objects.submission(8)
+    before = objects.paths()
+    result = gc(objects, server.address, "--dry-run", "--verbose")
+    assert result.returncode == 0
+    assert objects.paths() == before
+    assert f"{gone}: 4 objects, 20 bytes: would be removed" in result.stdout
+    assert "would remove 4 objects" in result.stdout
+
+
+def test_what_no_client_has_written_is_never_touched(server: Server, objects: Objects) -> None:
+    version_4 = str(uuid.uuid4())
+    mixed = objects.submission(20)
+    foreign = {
+        "0-in.bin", "backup/0-in.bin", f"{version_4}/0-in.bin", f"{prefix_made(20).upper()}/0-in.bin",
+        f"{prefix_made(20)}x/0-in.bin", f"{mixed}/notes.txt", f"{mixed}/00-in.bin", f"{mixed}/-1-out.bin",
+        f"{mixed}/0-in.bin.gz", f"{mixed}/deeper/0-in.bin", f"{prefix_made(20)}/readme",
+    }  # fmt: skip
+    for path in foreign:
+        objects.put(path, 20)
+    link = objects.root / mixed / "5-in.bin"
+    link.symlink_to(objects.root / "0-in.bin")
+    os.utime(link, (0, 0), follow_symlinks=False)
+    result = gc(objects, server.address)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert objects.paths() == foreign | {f"{mixed}/5-in.bin"}, "a link to a file is no file of a client's"
+
+
+def test_the_age_can_be_chosen_but_not_below_a_day(server: Server, objects: Objects) -> None:
+    objects.submission(2)
+    assert gc(objects, server.address).returncode == 0
+    assert len(objects.paths()) == 4
+    for refused in ("23h", "0s", "soon"):
+        result = gc(objects, server.address, "--older-than", refused)
+        assert result.returncode == 2
+        assert "--older-than" in result.stderr
+        assert result.stderr.count("\n") == 1
+    assert len(objects.paths()) == 4
+    assert gc(objects, server.address, "--older-than", "36 hours").returncode == 0
+    assert not objects.paths()
+
+
+def test_files_that_were_cut_off_are_removed_with_the_others(server: Server, objects: Objects) -> None:
+    prefix = objects.submission(10)
+    objects.put(f"{prefix}/3-out.bin.4711-0.tmp", 10)
+    assert gc(objects, server.address).returncode == 0
+    assert not (objects.root / prefix).exists()
+
+
+def test_without_a_server_nothing_is_looked_at(server: Server, objects: Objects) -> None:
+    objects.submission(10)
+    server.stop()
+    result = gc(objects, server.address)
+    assert result.returncode == 4
+    told = result.stderr.splitlines()[-1]
+    assert told.startswith("opsqueue: gc: ")
+    assert server.address in told
+    assert len(objects.paths()) == 4
+
+
+def test_when_the_server_goes_away_the_rest_is_left(server: Server, objects: Objects) -> None:
+    for _ in range(3):
+        objects.submission(10)
+    address = parse_address(server.address)
+    calls, http = ProducerCalls(address), HttpClient(address)
+    asked: list[str] = []
+
+    def is_known(prefix: str) -> bool:
+        if asked:
+            server.kill()
+        asked.append(prefix)
+        return http.run(calls.lookup_submission_id_by_prefix(prefix, deadline=time.monotonic() + 2)) is not None
+
+    looked = collect(objects_of(open_store(objects.root.as_uri())), is_known, older_than_s=7 * DAY_S, dry_run=False)
+    assert next(looked).verdict is Verdict.REMOVED
+    with pytest.raises(ServerGoneError):
+        next(looked)
+    assert len({path.partition("/")[0] for path in objects.paths()}) == 2
+    assert len(objects.paths()) == 8
+
+
+def test_what_cannot_be_listed_or_removed_is_named_and_the_rest_is_done(
+    server: Server, objects: Objects, unprivileged: Callable[[Path], list[str]]
+) -> None:
+    closed, gone = objects.submission(12), objects.submission(10)
+    words = unprivileged(objects.root)
+    (objects.root / closed).chmod(0)
+    result = subprocess.run(
+        [*words, sys.executable, "-m", "opsqueue", "gc", objects.root.as_uri(), "--server", server.address],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    (objects.root / closed).chmod(0o755)
+    assert result.returncode == 1
+    assert closed in result.stderr
+    assert "Permission denied" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (objects.root / gone).exists()
+    assert len(objects.paths()) == 4
+
+
+@pytest.fixture
+def unprivileged(tmp_path: Path) -> Callable[[Path], list[str]]:
+    """Gives a tree to whom permissions bind, and the words before a command that is to be run so."""
+
+    def give(root: Path) -> list[str]:
+        if os.geteuid() != 0:
+            return []
+        for path in (root, *root.rglob("*")):
+            os.chown(path, 65534, 65534)
+        for parent in (tmp_path, *tmp_path.parents):
+            if parent.stat().st_uid == 0 and parent.stat().st_mode & 0o001 == 0:
+                os.chmod(parent, parent.stat().st_mode | 0o001)
+        return ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+
+    return give
+
+
+def test_an_object_that_appears_while_the_server_is_asked_saves_its_prefix(objects: Objects) -> None:
+    prefix = objects.submission(10)
+
+    def is_known(_prefix: str) -> bool:
+        objects.put(f"{prefix}/9-in.bin", 0)
+        return False
+
+    stored = objects_of(open_store(objects.root.as_uri()))
+    [looked] = collect(stored, is_known, older_than_s=7 * DAY_S, dry_run=False)
+    assert looked.verdict is Verdict.FAILED
+    assert "was written while" in looked.reason
+    assert (objects.root / prefix / "9-in.bin").exists()
+
+
+def test_a_bucket_is_cleaned_in_the_same_way() -> None:
+    store = open_store("memory://gc-test/below")
+    old, known = prefix_made(30), prefix_made(30)
+    for prefix in (old, known):
+        for index in range(1_500):
+            store.put(f"{prefix}/{index}-in.bin", b"1")
+    store.put(f"{old}/other", b"1")
+    later = time.time() + 1
+    # memory keeps the time of writing, which is now: so the time that counts is a moment from now
+    found = list(collect(objects_of(store), known.__eq__, older_than_s=time.time() - later, dry_run=False))
+    assert sorted(found, key=lambda looked: looked.prefix) == sorted(
+        [Looked(old, Verdict.REMOVED, 1_500, 1_500), Looked(known, Verdict.KNOWN, 1_500, 1_500)],
+        key=lambda looked: looked.prefix,
+    )
+    assert store.get(f"{old}/other") == b"1"
+    assert [found.name for found in objects_of(store).under(old)] == ["other"]
+    assert len(list(objects_of(store).under(known))) == 1_500
+
+
+def test_a_store_that_is_not_there_and_a_wrong_url_are_one_line_each(server: Server, tmp_path: Path) -> None:
+    missing = Objects(tmp_path / "missing")
+    result = gc(missing, server.address)
+    assert result.returncode == 1
+    assert "missing: No such file or directory" in result.stderr
+    for wrong in ("objects", "file://other/objects", "memory://"):
+        words = [sys.executable, "-m", "opsqueue", "gc", wrong, "--server", server.address]
+        refused = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert refused.returncode == 2
+        assert refused.stderr.count("\n") == 1
