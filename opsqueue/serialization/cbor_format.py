@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import chain
+from types import ModuleType
 from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
 import cbor2
 
 from opsqueue.exceptions import DeserializationError, SerializationError
-from opsqueue.serialization import numpy_values
 
 __all__ = ["TAG", "CborFormat", "Codec", "cbor", "register_codec"]
 
@@ -80,8 +80,8 @@ class CborFormat:
         self._builtin: dict[str, Callable[[Any], Any]] = {
             _DATETIME: _to_naive_datetime,
             _DECIMAL: _to_decimal,
-            _ARRAY: numpy_values.to_array,
-            _SCALAR: numpy_values.to_scalar,
+            _ARRAY: _to_array,
+            _SCALAR: _to_scalar,
         }
         self._use({})
         for codec in codecs:
@@ -151,9 +151,9 @@ class CborFormat:
             return
         numpy = sys.modules.get("numpy")  # a program without it has no such values
         if numpy is not None and type(value) is numpy.ndarray:
-            encoder.encode_semantic(TAG, [_ARRAY, numpy_values.from_array(value)])
+            encoder.encode_semantic(TAG, [_ARRAY, _numpy_values().from_array(value)])
         elif numpy is not None and isinstance(value, numpy.generic):
-            encoder.encode_semantic(TAG, [_SCALAR, numpy_values.from_scalar(value)])
+            encoder.encode_semantic(TAG, [_SCALAR, _numpy_values().from_scalar(value)])
         else:
             raise SerializationError(
                 f"a value of the type {_name_of(type(value))} cannot be encoded as CBOR; "
@@ -209,6 +209,20 @@ def _to_naive_datetime(text: Any) -> datetime:
 
 def _to_decimal(text: Any) -> Decimal:
     return Decimal(cast("str", text))
+
+
+def _numpy_values() -> ModuleType:
+    from opsqueue.serialization import numpy_values  # most programs have no such values
+
+    return numpy_values
+
+
+def _to_array(value: Any) -> Any:
+    return _numpy_values().to_array(value)
+
+
+def _to_scalar(value: Any) -> Any:
+    return _numpy_values().to_scalar(value)
 
 
 def _may_hold_decimals(obj: Any) -> bool:
