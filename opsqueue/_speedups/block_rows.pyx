@@ -19,7 +19,7 @@ def checked(rows, dict attempts_as_of not None):
     """
     cdef bytes done, attempts
     cdef int64_t block, chunks_total
-    cdef uint64_t chunks, offset = 0, number = 0
+    cdef uint64_t chunks, offset = 0, number = 0, following = 0
     cdef Py_ssize_t size
     cdef const uint8_t *read
     cdef const uint8_t *end
@@ -35,6 +35,7 @@ def checked(rows, dict attempts_as_of not None):
             if chunks % 8 and <uint8_t>PyBytes_AS_STRING(done)[size - 1] >> chunks % 8:
                 raise ValueError(f"row ({row[0]}, {block}): chunks behind the last one are done")
         if attempts:
+            following = 0
             read = <const uint8_t *>PyBytes_AS_STRING(attempts)
             end = read + len(attempts)
             while read < end:
@@ -44,6 +45,9 @@ def checked(rows, dict attempts_as_of not None):
                     and get_varint(&read, end, &number)
                 ):
                     raise ValueError(f"row ({row[0]}, {block}): a number of the attempts is cut off or too large")
+                if offset < following:
+                    raise ValueError(f"row ({row[0]}, {block}): the attempts are not in the order of their chunks")
+                following = offset + 1
                 if offset >= chunks:
                     raise ValueError(f"row ({row[0]}, {block}): attempts of chunk {offset}, the block has {chunks}")
             attempts_as_of[row[0], block] = row[2]

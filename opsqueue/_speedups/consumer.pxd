@@ -68,6 +68,7 @@ cdef class ConsumerConnection:
     # requests
     cdef Requests requests
     cdef readonly uint32_t parked # unanswered
+    cdef uint64_t asked           # chunks that those ask for
     cdef Strategy *last_strategy
     cdef list deferred            # records that came while the peer did not read
     cdef list releases            # (submission, chunk) to give back

@@ -7,6 +7,7 @@ from opsqueue._speedups.ring import Endpoint
 LARGEST_FRAME: int
 LARGEST_MESSAGE: int
 PARKED_LIMIT: int
+ASKED_LIMIT: int
 LINGER_S: float
 REISSUE_S: float
 HEARTBEAT: bytes

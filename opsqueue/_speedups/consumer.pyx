@@ -59,6 +59,7 @@ cdef extern from "<netinet/tcp.h>" nogil:
 cdef enum:
     MAX_CHUNKS = 4096                       # of one reply
     MAX_PARKED = 1024                       # requests of one connection that wait at the writer
+    MAX_ASKED = 65536                       # chunks that those may ask for together: so many it may be given and not read
     MAX_FRAME_IN = 16 * 1024 * 1024
     MAX_MESSAGE_IN = 64 * 1024 * 1024
     MAX_FRAME_OUT = 8 * 1024 * 1024
@@ -74,6 +75,7 @@ LARGEST_FRAME = MAX_FRAME_IN
 LARGEST_MESSAGE = MAX_MESSAGE_IN
 #: Requests of one connection that may wait for their answer before its reading pauses.
 PARKED_LIMIT = MAX_PARKED
+ASKED_LIMIT = MAX_ASKED
 #: Seconds until a connection that we have shut is closed even if its peer keeps it open.
 LINGER_S = 1.0
 #: Seconds until a request is repeated whose chunks could not be described.
@@ -249,7 +251,7 @@ cdef class ConsumerConnection:
             if not self.serve_ring():
                 self.block = BLOCK_RING
                 break
-            if self.state == OPEN and self.parked >= MAX_PARKED:
+            if self.state == OPEN and (self.parked >= MAX_PARKED or self.asked >= MAX_ASKED):
                 self.block = BLOCK_PARKED
                 break
             used = read_frame_header(data + at, size - at, &header)
@@ -479,6 +481,7 @@ cdef class ConsumerConnection:
         request.strategy = strategy
         strategy.references += 1
         self.parked += 1
+        self.asked += request.max
         if not self.write_reserve(request):
             raise RuntimeError("no room in the ring for a request, which was there")
 
@@ -641,9 +644,10 @@ cdef class ConsumerConnection:
 
     cdef void answered(self, Outstanding *request):
         observe(self.hub.counters, HISTOGRAM_RESERVE, monotonic_ns() - request.since_ns)
+        self.asked -= request.max
         request_answered(&self.requests, request)
         self.parked -= 1
-        if self.block == BLOCK_PARKED and self.parked < MAX_PARKED // 2:
+        if self.block == BLOCK_PARKED and self.parked < MAX_PARKED // 2 and self.asked < MAX_ASKED // 2:
             self.hub.resumable.append(self)
 
     # --- answers ---

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from opsqueue._speedups.board cimport Board
 from opsqueue._speedups.engine cimport Engine
 from opsqueue._speedups.records cimport ChunkRecord, CreditRecord, ReportRecord, ReservedChunk, ReserveRecord
 from opsqueue._speedups.ring cimport Endpoint
@@ -25,6 +26,7 @@ cdef struct Line:             # of one front-end's waiters with one strategy
     uint32_t last
     uint32_t awake            # its place among the awake, from 1; 0: asleep, its first waiter has been told no
     uint32_t general          # its place among the lines that any chunk may concern, from 1; 0: not one of them
+    bint waits_for_room       # it is in `waiting_for_room`
 
 
 cdef struct HolderSlot:       # a connection, by its dense slot in its front-end
@@ -37,6 +39,8 @@ cdef struct Frontend:
     uint32_t holder_capacity
     uint32_t incarnation      # raised when the front-end restarts
     bint bad                  # its ring cannot be trusted; ignored until it restarts
+    bint full                 # it had no room for a reply: its lines wait in `waiting_for_room`
+    bint notices_kept         # the engine keeps notices that found no room; nothing may overtake them
 
 
 cdef class Dispatch:
@@ -59,6 +63,8 @@ cdef class Dispatch:
     cdef uint32_t *general_lines              # those with waiters whose strategy selects no value
     cdef uint32_t general_count
     cdef dict selecting                       # (key, value) to the strategies with waiters that select it
+    cdef dict limited                         # (key, limit) to the lines with waiters that the limit may hold back
+    cdef list waiting_for_room                # by front-end, the lines that would be awake if it had room
     cdef uint64_t seen_epoch                  # of the engine's orders
     cdef uint32_t chunks_reported             # by the reports of this turn, beside one a record
     cdef uint32_t unpublished                 # chunks in replies that the front-ends cannot see yet
@@ -71,6 +77,7 @@ cdef class Dispatch:
     cdef bint asked                           # on_request was called; whoever looks sets it back
     cdef list overflow                        # a deque of (request, payload) a front-end: replies that found no room
     cdef readonly list bad_frontends          # indexes, for the loop to end and clear
+    cdef Board board                          # keeps `counters` mapped
     cdef uint64_t *counters
 
     cpdef bint turn(self) except -1

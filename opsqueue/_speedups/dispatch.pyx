@@ -23,6 +23,7 @@ from opsqueue._speedups.counters cimport (
     observe,
 )
 from opsqueue._speedups.engine cimport COUNTED, Engine
+from opsqueue._speedups.orders cimport Orders
 from opsqueue._speedups.records cimport (
     CHUNK_HAS_OUTPUT,
     CLOSE_LOST,
@@ -96,6 +97,16 @@ cdef inline uint64_t monotonic_ns() noexcept nogil:
     return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
 
 
+cdef void leave_all(dict lines, list places, uint32_t number):
+    """Take a line out of each of these places; one without any line goes."""
+    for place in places:
+        waiting = lines.get(place)
+        if waiting is not None:
+            waiting.pop(number, None)
+            if not waiting:
+                del lines[place]
+
+
 cdef class Dispatch:
     """Joins the engine to one endpoint per front-end.
 
@@ -112,12 +123,20 @@ cdef class Dispatch:
         self.reserved = <ReservedChunk *>calloc(MAX_CHUNKS, sizeof(ReservedChunk))
         if self.frontends == NULL or self.reserved == NULL:
             raise MemoryError("no memory for the dispatch tables")
+        for endpoint in self.endpoints:
+            if (<Endpoint>endpoint).outgoing.largest < LARGEST_REPLY:
+                raise ValueError(
+                    f"a ring takes records of {(<Endpoint>endpoint).outgoing.largest} bytes, a reply has up to {LARGEST_REPLY}"
+                )
         self.free_waiter = NO_WAITER
         self.selecting = {}
+        self.limited = {}
+        self.waiting_for_room = [[] for _ in self.endpoints]
         self.on_request = on_request
         self.on_output = on_output
         self.overflow = [deque() for _ in self.endpoints]
         self.bad_frontends = []
+        self.board = board
         self.counters = board.counters(slot)
 
     def __dealloc__(self):
@@ -155,6 +174,9 @@ cdef class Dispatch:
         self.more_waiters = False
         if self.parked:
             self.serve_waiters()
+        elif self.engine.orders.starving:
+            self.engine.orders.now_ms = self.engine.now_ms
+            self.engine.orders.take_waking()  # nobody waits for them any more
         self.publish()
         return 0
 
@@ -238,7 +260,7 @@ cdef class Dispatch:
         return taken == limit
 
     cdef bint has_room(self, uint32_t index) noexcept:
-        if not (<Endpoint>self.endpoints[index]).outgoing.has_room(LARGEST_REPLY):
+        if not (<Endpoint>self.endpoints[index]).outgoing.has_room(LARGEST_REPLY) or self.frontends[index].notices_kept:
             return False
         return not self.overflow[index] or self.send_overflow(index)
 
@@ -560,7 +582,7 @@ cdef class Dispatch:
         self.awake_lines = <uint32_t *>must(realloc(self.awake_lines, (count + 1) * sizeof(uint32_t)))
         self.general_lines = <uint32_t *>must(realloc(self.general_lines, (count + 1) * sizeof(uint32_t)))
         for at in range(self.line_count, count):
-            self.lines[at] = Line(NO_WAITER, NO_WAITER, 0, 0)
+            self.lines[at] = Line(NO_WAITER, NO_WAITER, 0, 0, False)
         self.line_count = count
         return number
 
@@ -568,6 +590,11 @@ cdef class Dispatch:
         """Somebody waits in it now: note which chunks it is about."""
         cdef int strategy = <int>(number // self.frontend_count)
         selections = self.engine.orders.selections(strategy)
+        limits = self.engine.orders.limits(strategy)
+        if limits:
+            self.engine.orders.limits_waited += 1
+            for limit in limits:
+                self.limited.setdefault(limit, {})[number] = None
         if selections is None:
             self.general_count += 1
             self.general_lines[self.general_count] = number
@@ -578,6 +605,7 @@ cdef class Dispatch:
 
     cdef void closed(self, uint32_t number):
         """Nobody waits in it any more."""
+        cdef int strategy = <int>(number // self.frontend_count)
         cdef uint32_t place = self.lines[number].general
         cdef uint32_t moved
         self.sleep(number)
@@ -587,12 +615,12 @@ cdef class Dispatch:
             self.lines[moved].general = place
             self.lines[number].general = 0
             self.general_count -= 1
-            return
-        for selection in self.engine.orders.selections(<int>(number // self.frontend_count)):
-            waiting = self.selecting[selection]
-            waiting.pop(number, None)
-            if not waiting:
-                del self.selecting[selection]
+        else:
+            leave_all(self.selecting, self.engine.orders.selections(strategy), number)
+        limits = self.engine.orders.limits(strategy)
+        if limits:
+            self.engine.orders.limits_waited -= 1
+            leave_all(self.limited, limits, number)
 
     cdef void settle(self, uint32_t place) noexcept:
         """Move a line of the heap to where its first waiter's arrival says."""
@@ -619,7 +647,13 @@ cdef class Dispatch:
         self.lines[number].awake = place
 
     cdef void wake(self, uint32_t number) noexcept:
+        cdef uint32_t index = number % self.frontend_count
         if self.lines[number].awake or self.lines[number].first == NO_WAITER:
+            return
+        if self.frontends[index].full:
+            if not self.lines[number].waits_for_room:
+                self.lines[number].waits_for_room = True
+                (<list>self.waiting_for_room[index]).append(number)
             return
         self.awake_count += 1
         self.awake_lines[self.awake_count] = number
@@ -647,16 +681,28 @@ cdef class Dispatch:
         """The lines that what has happened since the last call may concern."""
         cdef uint32_t place
         cdef list found
-        if self.seen_epoch == self.engine.orders.epoch:
+        cdef Orders orders = self.engine.orders
+        orders.now_ms = self.engine.now_ms
+        if orders.starving or orders.waking:
+            for strategy in orders.take_waking():
+                self.wake_strategy(strategy)
+        if orders.fallen or orders.all_fallen:
+            found = []
+            if orders.take_fallen(found):
+                found = list(self.limited)
+            for limit in found:
+                for number in self.limited.get(limit, ()):
+                    self.wake(number)
+        if self.seen_epoch == orders.epoch:
             return
-        self.seen_epoch = self.engine.orders.epoch
+        self.seen_epoch = orders.epoch
         for place in range(1, self.general_count + 1):
             self.wake(self.general_lines[place])
         if not self.selecting:
-            self.engine.orders.take_woken([])
+            orders.take_woken([])
             return
         found = []
-        if self.engine.orders.take_woken(found):
+        if orders.take_woken(found):
             found = list(self.selecting)
         for selection in found:
             for number in self.selecting.get(selection, ()):
@@ -692,16 +738,25 @@ cdef class Dispatch:
         cdef uint32_t looked = 0
         cdef uint32_t index
         cdef Waiter *waiter
-        cdef list full = []
+        for index in range(self.frontend_count):
+            if self.frontends[index].full and self.has_room(index):
+                self.frontends[index].full = False
+                returned = self.waiting_for_room[index]
+                self.waiting_for_room[index] = []
+                for line in returned:
+                    self.lines[<uint32_t>line].waits_for_room = False
+                    self.wake(line)
         self.wake_concerned()
         while self.awake_count and looked < WAITERS_A_TURN:
             number = self.awake_lines[1]
             index = number % self.frontend_count
-            looked += 1
             if not self.has_room(index):
+                # Each of its lines comes here once, then it costs nothing until there is room.
+                self.frontends[index].full = True
                 self.sleep(number)
-                full.append(number)
+                self.wake(number)
                 continue
+            looked += 1
             at = self.lines[number].first
             waiter = &self.waiters[at]
             given = self.answer(
@@ -724,8 +779,6 @@ cdef class Dispatch:
                 self.queue(at)  # behind whoever waits now
                 self.wake(number)
         self.more_waiters = looked == WAITERS_A_TURN and self.awake_count > 0
-        for number in full:
-            self.wake(number)
 
     # --- connections and front-ends that end ---
 
@@ -742,6 +795,13 @@ cdef class Dispatch:
         """A new process took the front-end's place: what its predecessor's connections held and asked is void."""
         cdef Frontend *frontend = &self.frontends[index]
         cdef uint32_t at
+        cdef uint32_t kept = 0
+        for at in range(self.engine.notice_count):
+            if self.engine.notices[at].connection >> FRONTEND_SHIFT != index:
+                self.engine.notices[kept] = self.engine.notices[at]
+                kept += 1
+        self.engine.notice_count = kept
+        frontend.notices_kept = False
         for at in range(frontend.holder_capacity):
             while frontend.holders[at].first_waiter != NO_WAITER:
                 self.unpark(frontend.holders[at].first_waiter)
@@ -761,12 +821,17 @@ cdef class Dispatch:
         cdef uint32_t at, kept = 0, index
         cdef DroppedRecord *notice
         cdef uint8_t *room
+        for index in range(self.frontend_count):
+            self.frontends[index].notices_kept = False
         for at in range(self.engine.notice_count):
             notice = &self.engine.notices[at]
             index = <uint32_t>(notice.connection >> FRONTEND_SHIFT)
-            room = (<Endpoint>self.endpoints[index]).outgoing.reserve(REC_DROPPED, sizeof(DroppedRecord))
+            room = NULL
+            if not self.frontends[index].notices_kept:
+                room = (<Endpoint>self.endpoints[index]).outgoing.reserve(REC_DROPPED, sizeof(DroppedRecord))
             if room == NULL:
                 self.engine.notices[kept] = notice[0]
+                self.frontends[index].notices_kept = True
                 kept += 1
                 continue
             memcpy(room, notice, sizeof(DroppedRecord))

@@ -67,7 +67,6 @@ cdef class Engine:
     cdef EventLog log
     cdef list ended
     cdef Dirty dirty                           # blocks changed since their last fold
-    cdef list returned                         # rows of a failed commit whose submission has been freed since
     cdef Watching watching                     # what producers watch (done_blocks.pyx)
     # sliced jobs, linked by Submission.next_job; 0xFFFFFFFF ends
     cdef uint32_t drop_jobs

@@ -47,7 +47,6 @@ from opsqueue._speedups.wheel cimport wheel_clear, wheel_close, wheel_hold, whee
 cdef enum:
     AT_ONCE = 1024                # reservations dropped or blocks freed without making a job of it
     TIMERS_A_TURN = 4096          # fired by one `advance`
-    STARVED_MS = 50               # until a request whose index cannot be built now is looked at again
     CLOCK_EVERY = 128             # steps of a sliced job between two looks at the clock
     MAX_HOLDER_SLOTS = 1 << 22
     NO_SLOT = 0xFFFFFFFF
@@ -117,7 +116,6 @@ cdef class Engine:
         self.free_submission = NO_SLOT
         self.drop_jobs = self.free_jobs = NO_SLOT
         self.ended = []
-        self.returned = []
         self.recovered_ended = []
 
     def __dealloc__(self):
@@ -366,7 +364,7 @@ cdef class Engine:
     cdef void free_if_over(self, Submission *s) noexcept:
         """Forget an ended submission when the file has its end, its blocks are folded and no job works on it."""
         if over(s) and s.committed and s.job == JOB_NONE and s.first_reservation == 0:
-            if s.dirty_nodes[0] == 0 and s.dirty_nodes[1] == 0:
+            if s.dirty_nodes[0] == 0 and s.dirty_nodes[1] == 0 and s.folding == 0:
                 self.leave(s)
 
     cdef void leave(self, Submission *s) noexcept:
@@ -401,6 +399,13 @@ cdef class Engine:
         s.held += change
         add(self.counters, CHUNKS_RESERVED, <uint64_t><int64_t>change)
         self.orders.in_flight(s, change)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory of the records of chunks that consumers hold, or will be handed later; without what stands in blocks."""
+        return <uint64_t>self.reservations.capacity * sizeof(Reservation) + (
+            <uint64_t>self.reservations.by_chunk.mask + 1
+        ) * sizeof(uint64_t)
 
     @property
     def available(self) -> int:
@@ -736,9 +741,6 @@ cdef class Engine:
         cdef uint32_t fired = 0
         if now_ms > self.now_ms:
             self.now_ms = now_ms
-        if self.orders.starved:
-            self.orders.starved = False
-            self.orders.wake_all()
         while fired < TIMERS_A_TURN:
             at = wheel_pop(&self.wheel, self.now_ms)
             if at == 0:
@@ -757,8 +759,8 @@ cdef class Engine:
     cdef uint64_t next_timer(self) noexcept:
         """When `advance` should be called again, in milliseconds of the monotonic clock; the largest number: no timer."""
         cdef uint64_t at = wheel_next_ms(&self.wheel)
-        if self.orders.starved:
-            at = min(at, self.now_ms + STARVED_MS)
+        if self.orders.starving:
+            at = min(at, self.orders.starving_until_ms)
         return at
 
     cdef void expired(self, uint32_t reservation) noexcept:
@@ -851,33 +853,40 @@ cdef class Engine:
 
     def fold_remaining(self) -> int:
         """Blocks of the round that have not been taken, or have come back."""
-        return self.dirty.blocks[self.dirty.gathering ^ 1] + len(self.returned)
+        return self.dirty.blocks[self.dirty.gathering ^ 1]
 
     def fold_take(self, uint32_t max_blocks) -> tuple:
         """(submission, block, done, attempts) of the round's next blocks, as they are now; for about 1 ms at most."""
         cdef uint64_t until = clock_ns() + 1_000_000
         cdef uint32_t node, slot = 0
         cdef Submission *s
-        cdef list rows = self.returned[:max_blocks]
-        del self.returned[:max_blocks]
+        cdef list rows = []
         while <uint32_t>len(rows) < max_blocks and (clock_ns() < until or not rows):
             node = dirty_first(&self.dirty, &slot)
             if node == 0:
                 break
             s = self.submissions[slot]
             rows.append(self.block_row(s, dirty_take(&self.dirty, s, node)))
-            self.free_if_over(s)
+            s.folding += 1
         return tuple(rows)
+
+    def fold_committed(self, rows: tuple) -> None:
+        """Rows that `fold_take` gave are in the file: an ended submission without any other can be forgotten."""
+        cdef Submission *s
+        for row in rows:
+            s = self.find(row[0])
+            if s != NULL and s.folding:
+                s.folding -= 1
+                self.free_if_over(s)
 
     def fold_failed(self, rows: tuple) -> None:
         """Rows that `fold_take` gave could not be stored: the round gives them again."""
         cdef Submission *s
         for row in rows:
             s = self.find(row[0])
-            if s != NULL:
+            if s != NULL and s.folding:
+                s.folding -= 1
                 dirty_mark(&self.dirty, s, row[1], self.dirty.gathering ^ 1)
-            else:
-                self.returned.append(row)
 
     cdef tuple block_row(self, Submission *s, uint32_t at):
         cdef Block *block = block_place(s, at)[0]

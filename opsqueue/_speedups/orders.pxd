@@ -20,12 +20,14 @@ cdef struct Strategy:         # by handle; 0, 1, 2 are Oldest, Newest, Random
     Plan *plans
     uint32_t plan_count
     uint32_t holds            # parked requests that name it
-    bint counted              # in `selecting` and `limiting`
+    bint counted              # in `selecting`
+    bint starving             # in `Orders.starving`
 
 
 cdef struct Shape:            # an index that strategies share, or the place of one
     Ranking *ranking          # NULL: it has been dropped, or not been asked for
-    uint64_t used_ms
+    uint64_t used_ms          # when a request came for it, or it gave a chunk
+    uint32_t plans            # of strategies that are known; without any, and without an index, its number is free
 
 
 cdef class Orders:
@@ -39,6 +41,9 @@ cdef class Orders:
     # what woke since it was last asked (`take_woken`)
     cdef list woken                            # (key, value) of submissions with more available chunks
     cdef bint all_woken                        # they were too many to list
+    cdef list fallen                           # (key, count) from which a value's held chunks have gone down by one
+    cdef bint all_fallen                       # they were too many to list
+    cdef public uint32_t limits_waited         # lines of parked requests that a limit may hold back
     # the plain order
     cdef Nodes plain
     cdef uint32_t plain_root                   # submissions with available chunks by id, weighted by those
@@ -56,16 +61,18 @@ cdef class Orders:
     cdef int last_strategy                     # most requests repeat it
     cdef readonly str refusal                  # why `strategy` said -1
     cdef readonly uint32_t selecting           # strategies with SelectOnly in every alternative
-    cdef readonly uint32_t limiting            # strategies with MaxSimultaneous
     # indexes
     cdef Shape *shapes
-    cdef list shape_keys                       # by shape: (mode, key names, first preferred, leaf, leaf key, limit)
+    cdef list shape_keys                       # by shape: (mode, key names, first preferred, leaf, leaf key, limit); None: free
+    cdef list free_shapes
     cdef dict shape_numbers
     cdef uint32_t shape_capacity
     cdef uint32_t live[64]                     # shapes whose index is kept
     cdef readonly uint32_t ranking_count       # how many those are
     cdef readonly uint32_t building            # of them, not yet complete
-    cdef bint starved                          # an index was wanted and as many were in use as may be
+    cdef list waking                           # strategies whose index has become complete
+    cdef list starving                         # strategies whose index was wanted when as many were in use as may be
+    cdef uint64_t starving_until_ms            # when they should be tried again
     cdef uint64_t random
 
     # hot path: no Python object per chunk
@@ -86,10 +93,13 @@ cdef class Orders:
     cdef void forget(self, int strategy)
     cdef int fill(self, Plan *plan, object wanted) except -1
     cdef int shape_for(self, tuple key) except -1
-    cdef Ranking *ranking_for(self, uint32_t shape)
+    cdef Ranking *ranking_for(self, int strategy, uint32_t shape, bint asked)
+    cdef void shape_dropped(self, uint32_t shape)
     cdef void drop_ranking(self, uint32_t at) noexcept
     cdef list selections(self, int strategy)
+    cdef list limits(self, int strategy)
     cdef bint selects(self, Strategy *asked) noexcept
-    cdef bint limits(self, Strategy *asked) noexcept
-    cdef void wake_all(self) noexcept
     cdef bint take_woken(self, list found)
+    cdef bint take_fallen(self, list found)
+    cdef list take_waking(self)
+    cdef void wake_users(self, uint32_t shape) noexcept

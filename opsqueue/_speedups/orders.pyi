@@ -3,7 +3,7 @@ class Orders:
     available: int
     refusal: str
     selecting: int
-    limiting: int
+    limits_waited: int
     ranking_count: int
     building: int
     def __init__(self, random: int) -> None: ...

@@ -34,7 +34,9 @@ cdef enum:
     MAX_RANKINGS = 64             # indexes kept; clients choose the keys
     KEPT_MS = 1000                # an index lives at least this long after it was used
     MAX_STRATEGIES = 65536        # different ones at a time
-    MAX_SHAPES = 65536            # in a process's life
+    MAX_SHAPES = 131072           # different indexes that strategies name, at a time
+    STARVED_MS = 50               # until a request whose index cannot be built now is looked at again
+    MAX_FALLEN = 1024             # (key, count) pairs listed; beyond, whoever a limit holds back is woken
     BUILD_AT_ONCE = 20000         # submissions; an index over more is built in slices
     CLOCK_EVERY = 128             # steps of a sliced job between two looks at the clock
     MAX_WOKEN = 1024              # (key, value) pairs listed; beyond, everybody is woken
@@ -52,6 +54,9 @@ cdef class Orders:
         nodes_open(&self.plain, mixed(random + 1))
         values_open(&self.values)
         self.woken = []
+        self.fallen = []
+        self.waking = []
+        self.starving = []
         self.key_numbers = {}
         self.key_records = []
         self.free_keys = []
@@ -63,6 +68,7 @@ cdef class Orders:
         self.free_handles = []
         self.refusal = ""
         self.shape_keys = []
+        self.free_shapes = []
         self.shape_numbers = {}
 
     def __dealloc__(self):
@@ -134,10 +140,15 @@ cdef class Orders:
     cdef void in_flight(self, Submission *s, int change) noexcept:
         """So many more of its chunks are held; `sync` must follow."""
         cdef uint32_t at
+        cdef uint64_t before
         for at in range(s.value_count):
+            before = self.values.at[s.values[at]].in_flight
             self.values.at[s.values[at]].in_flight += <uint64_t><int64_t>change
-        if change < 0 and self.limiting:
-            self.epoch += 1  # a value may have fallen below a limit
+            if change < 0 and self.limits_waited:
+                if change < -1 or len(self.fallen) >= MAX_FALLEN:
+                    self.all_fallen = True
+                else:
+                    self.fallen.append((self.key_records[self.values.at[s.values[at]].key][0], before))
 
     # --- names of keys ---
 
@@ -221,6 +232,8 @@ cdef class Orders:
         made = &self.strategies[handle]
         made.plans = <Plan *>must(calloc(len(wanted), sizeof(Plan)))
         made.plan_count = <uint32_t>len(wanted)
+        for at in range(made.plan_count):
+            made.plans[at].shape = NO_SHAPE
         made.holds = 0
         self.canonicals[handle] = canonical
         self.handles[canonical] = handle
@@ -231,7 +244,6 @@ cdef class Orders:
             self.forget(handle)
             raise
         self.selecting += self.selects(made)
-        self.limiting += self.limits(made)
         made.counted = True
         return handle
 
@@ -242,17 +254,6 @@ cdef class Orders:
             if asked.plans[at].by.select_count == 0:
                 return False
         return True
-
-    cdef bint limits(self, Strategy *asked) noexcept:
-        """It has MaxSimultaneous in some alternative."""
-        cdef uint32_t at, level
-        for at in range(asked.plan_count):
-            for level in range(8):
-                if asked.plans[at].by.limits[level]:
-                    return True
-            if asked.plans[at].shape != NO_SHAPE and self.shape_keys[asked.plans[at].shape][0] == MODE_LIMIT:
-                return True
-        return False
 
     cdef int fill(self, Plan *plan, object wanted) except -1:
         """Of `wanted`, a plan of opsqueue.server.plans."""
@@ -284,6 +285,7 @@ cdef class Orders:
         first_preferred = len(names)
         names += wanted.prefers
         plan.shape = self.shape_for((mode, tuple(names), first_preferred, plan.leaf, wanted.leaf_key, limit))
+        self.shapes[plan.shape].plans += 1
         return 0
 
     cdef int shape_for(self, tuple key) except -1:
@@ -291,8 +293,13 @@ cdef class Orders:
         number = self.shape_numbers.get(key)
         if number is not None:
             return number
+        if self.free_shapes:
+            number = self.free_shapes.pop()
+            self.shape_keys[number] = key
+            self.shape_numbers[key] = number
+            return number
         if len(self.shape_keys) == MAX_SHAPES:
-            raise StrategyError(f"consumers have asked for {MAX_SHAPES} different indexes already")
+            raise StrategyError(f"consumers wait with {MAX_SHAPES} different indexes already; try again later")
         if <uint32_t>len(self.shape_keys) == self.shape_capacity:
             capacity = self.shape_capacity * 2 if self.shape_capacity else 16
             self.shapes = <Shape *>must(realloc(self.shapes, capacity * sizeof(Shape)))
@@ -302,6 +309,13 @@ cdef class Orders:
         self.shape_keys.append(key)
         self.shape_numbers[key] = number
         return number
+
+    cdef void shape_dropped(self, uint32_t shape):
+        """Forget a shape that no strategy names and that has no index, as clients choose them."""
+        if self.shapes[shape].plans == 0 and self.shapes[shape].ranking == NULL:
+            del self.shape_numbers[self.shape_keys[shape]]
+            self.shape_keys[shape] = None
+            self.free_shapes.append(shape)
 
     cdef bint recycle(self):
         """Forget the strategies that nobody waits with; False: there is none."""
@@ -316,9 +330,14 @@ cdef class Orders:
         cdef uint32_t at, level
         if old.counted:
             self.selecting -= self.selects(old)
-            self.limiting -= self.limits(old)
         old.counted = False
+        if old.starving:
+            self.starving.remove(handle)
+            old.starving = False
         for at in range(old.plan_count):
+            if old.plans[at].shape != NO_SHAPE:
+                self.shapes[old.plans[at].shape].plans -= 1
+                self.shape_dropped(old.plans[at].shape)
             for level in range(old.plans[at].by.select_count):
                 self.key_dropped(old.plans[at].select_keys[level])
         free(old.plans)
@@ -333,28 +352,47 @@ cdef class Orders:
         self.strategies[strategy].holds += <uint32_t>change
 
     cdef list selections(self, int strategy):
-        """The (key, value) of which a submission must have one for the strategy to take it; None: any may concern it.
-
-        With a limit inside, what others complete concerns it too.
-        """
+        """The (key, value) of which a submission must have one for the strategy to take it; None: any may concern it."""
         cdef Strategy *asked = &self.strategies[strategy]
-        cdef uint32_t at, level
+        cdef uint32_t at
         cdef list found = []
         if strategy < FIRST_RANKED:
             return None
         for at in range(asked.plan_count):
             if asked.plans[at].by.select_count == 0:
                 return None
-            for level in range(8):
-                if asked.plans[at].by.limits[level]:
-                    return None
-            found.append((self.key_records[asked.plans[at].select_keys[0]][0], asked.plans[at].select_values[0]))
+            pair = (self.key_records[asked.plans[at].select_keys[0]][0], asked.plans[at].select_values[0])
+            if pair not in found:  # alternatives may select the same
+                found.append(pair)
         return found
 
-    cdef void wake_all(self) noexcept:
-        """Whatever kept anybody from being served may be over."""
-        self.epoch += 1
-        self.all_woken = True
+    cdef list limits(self, int strategy):
+        """Every (key, limit) that may hold it back: a value of the key comes free when its held chunks go down from there."""
+        cdef Strategy *asked = &self.strategies[strategy]
+        cdef Plan *plan
+        cdef uint32_t at, level
+        cdef list found = []
+        for at in range(asked.plan_count):
+            plan = &asked.plans[at]
+            if plan.shape == NO_SHAPE:
+                continue
+            mode, names, _, _, _, most = self.shape_keys[plan.shape]
+            if mode == MODE_LIMIT:
+                found.append((names[0], most))
+            for level in range(8):
+                if plan.by.limits[level]:
+                    found.append((names[level], plan.by.limits[level]))
+        return list(dict.fromkeys(found))
+
+    cdef void wake_users(self, uint32_t shape) noexcept:
+        """An index is complete: whoever waits for it may be served. Nobody else, who might want it dropped for his own."""
+        cdef uint32_t handle, at
+        for handle in range(FIRST_RANKED, self.strategy_count):
+            if self.strategies[handle].holds:
+                for at in range(self.strategies[handle].plan_count):
+                    if self.strategies[handle].plans[at].shape == shape:
+                        self.waking.append(handle)
+                        break
 
     cdef bint take_woken(self, list found):
         """Add to `found` the (key, value) pairs that have got more chunks since the last call; True: perhaps all have."""
@@ -364,6 +402,26 @@ cdef class Orders:
         self.woken.clear()
         self.all_woken = False
         return everything
+
+    cdef bint take_fallen(self, list found):
+        """Add to `found` the (key, count) from which some value's held chunks have gone down; True: perhaps from all."""
+        cdef bint everything = self.all_fallen
+        if not everything:
+            found.extend(self.fallen)
+        self.fallen.clear()
+        self.all_fallen = False
+        return everything
+
+    cdef list take_waking(self):
+        """The strategies whose index is complete, and those whose index could not be built when it is time to try again."""
+        cdef list found = self.waking
+        self.waking = []
+        if self.starving and self.now_ms >= self.starving_until_ms:
+            found += self.starving
+            self.starving = []
+            for strategy in found:
+                self.strategies[<int>strategy].starving = False
+        return found
 
     # --- indexes ---
 
@@ -376,29 +434,40 @@ cdef class Orders:
         for at in range(self.strategies[strategy].plan_count):
             if self.strategies[strategy].plans[at].shape == NO_SHAPE:
                 continue
-            ranking = self.ranking_for(self.strategies[strategy].plans[at].shape)
+            ranking = self.ranking_for(strategy, self.strategies[strategy].plans[at].shape, True)
             if ranking == NULL or not ranking.ready:
                 return False
         return True
 
-    cdef Ranking *ranking_for(self, uint32_t shape):
-        """The index of a shape; its building has begun, at least. NULL: as many are in use as may be."""
+    cdef Ranking *ranking_for(self, int strategy, uint32_t shape, bint asked):
+        """The index of a shape; its building has begun, at least. NULL: as many are in use as may be.
+
+        `asked`: by a request that has just come, not by one that is looked at again; the index is in use.
+        """
         cdef Shape *entry = &self.shapes[shape]
-        cdef uint32_t at, idle
+        cdef uint32_t at
+        cdef uint32_t idle = MAX_RANKINGS
         cdef Ranking *made
-        entry.used_ms = self.now_ms
+        if asked:
+            entry.used_ms = self.now_ms
         if entry.ranking != NULL:
             return entry.ranking
         if self.ranking_count == MAX_RANKINGS:
-            idle = 0
-            for at in range(1, self.ranking_count):
-                if self.shapes[self.live[at]].used_ms < self.shapes[self.live[idle]].used_ms:
+            for at in range(self.ranking_count):
+                if self.shapes[self.live[at]].ranking.ready and (
+                    idle == MAX_RANKINGS or self.shapes[self.live[at]].used_ms < self.shapes[self.live[idle]].used_ms
+                ):
                     idle = at
             # One that is dropped while others wait for it would be built again at once, and nobody would be served.
-            if self.now_ms < self.shapes[self.live[idle]].used_ms + KEPT_MS:
-                self.starved = True
+            if idle == MAX_RANKINGS or self.now_ms < self.shapes[self.live[idle]].used_ms + KEPT_MS:
+                if not self.strategies[strategy].starving:
+                    if not self.starving:
+                        self.starving_until_ms = self.now_ms + STARVED_MS
+                    self.starving.append(strategy)
+                    self.strategies[strategy].starving = True
                 return NULL
             self.drop_ranking(idle)
+        entry.used_ms = self.now_ms
         made = entry.ranking = <Ranking *>must(calloc(1, sizeof(Ranking)))
         ranking_open(made, mixed(self.random + <uint64_t>shape + FIRST_RANKED))
         mode, names, first_preferred, leaf, leaf_key, limit = self.shape_keys[shape]
@@ -421,7 +490,8 @@ cdef class Orders:
         return made
 
     cdef void drop_ranking(self, uint32_t at) noexcept:
-        cdef Ranking *ranking = self.shapes[self.live[at]].ranking
+        cdef uint32_t shape = self.live[at]
+        cdef Ranking *ranking = self.shapes[shape].ranking
         cdef uint32_t level
         for level in range(ranking.depth):
             self.key_dropped(ranking.keys[level])
@@ -430,9 +500,10 @@ cdef class Orders:
             self.building -= 1
         ranking_close(ranking)
         free(ranking)
-        self.shapes[self.live[at]].ranking = NULL
+        self.shapes[shape].ranking = NULL
         self.ranking_count -= 1
         self.live[at] = self.live[self.ranking_count]
+        self.shape_dropped(shape)
 
     cdef bint build(self, uint64_t until_ns) noexcept:
         """Go on with the indexes that are being built; True: there is more to do."""
@@ -454,7 +525,7 @@ cdef class Orders:
                     return True
             ranking.ready = True
             self.building -= 1
-            self.wake_all()  # whoever waits for it may be served
+            self.wake_users(self.live[at])
         return False
 
     cdef Submission *pick(self, int strategy, uint32_t *leaf, bint *whole) noexcept:
@@ -478,13 +549,14 @@ cdef class Orders:
                         continue
                     plain = plan.leaf
                     break
-                ranking = self.ranking_for(plan.shape)
+                ranking = self.ranking_for(strategy, plan.shape, False)
                 if ranking == NULL or not ranking.ready:
                     return NULL
                 for level in range(plan.by.select_count):
                     plan.by.selected[level] = value_find(&self.values, plan.select_keys[level], plan.select_values[level])
                 slot = ranking_pick(ranking, &self.values, &plan.by, &self.random)
                 if slot != NO_PICK:
+                    self.shapes[plan.shape].used_ms = self.now_ms
                     return self.submissions[slot]
             else:
                 return NULL

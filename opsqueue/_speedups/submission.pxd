@@ -68,6 +68,7 @@ cdef struct Submission:
     uint64_t unavailable      # done or taken
     uint64_t indexed          # available, as the indexes know it
     int64_t chunk_size
+    uint32_t folding          # its blocks that a batch under way stores
     uint64_t added_ms
     uint64_t changed_batch
     Block *only               # of a submission of one block

@@ -115,7 +115,7 @@ def test_limits_are_those_of_the_code() -> None:
     assert "a frame above 16 MiB" in PROTOCOL
     assert speedups.LARGEST_MESSAGE == 64 * 1024 * 1024
     assert "a message above 64 MiB" in PROTOCOL
-    assert f"{speedups.PARKED_LIMIT:,} unanswered requests" in PROTOCOL
+    assert f"{speedups.PARKED_LIMIT:,} unanswered requests, for {speedups.ASKED_LIMIT:,} chunks" in PROTOCOL
     assert f"{compact.CREDITS_LIMIT} credits open, and {compact.CREDIT_LIMIT:,} chunks in each" in PROTOCOL
     assert f"at most {compact.CREDIT_WINDOW:,} chunks of a credit" in PROTOCOL
     assert f"keep the {compact.REMEMBERED_DESCRIPTIONS} submissions" in PROTOCOL

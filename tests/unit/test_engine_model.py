@@ -342,6 +342,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.engine.fold_failed(rows)
             return
         self.file.commit(number, self.pending_events, rows, through)
+        self.engine.fold_committed(rows)
         if through is not None:
             self.fold_through = None
         for submission, state, _, _, _ in self.pending_ended:

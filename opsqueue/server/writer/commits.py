@@ -6,7 +6,7 @@ Owns what is staged and what is applied but not stored. Reads no ring and sends 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 from opsqueue._speedups.board import Board
@@ -105,12 +105,10 @@ class Commits:
         """The file has every change of an unfinished submission."""
         return self._engine.changed_batch(submission) <= self._committed
 
-    def counts_under_way(self) -> Iterator[int]:
-        """Chunks of each submission that the engine does not hold yet: staged, or on its way through the journal."""
-        for staged in (self.staged, self._in_hand.staged if self._in_hand else None):
-            if staged is not None:
-                yield from (new.insert.count for new, _ in staged.inserts)
-                yield from (new.count for new, _ in staged.retries)
+    @property
+    def promised_bytes(self) -> int:
+        """Memory that submissions which the engine does not hold yet may come to need: staged, or with the journal."""
+        return self.staged.needed + (self._in_hand.staged.needed if self._in_hand else 0)
 
     def is_being_cancelled(self, submission: int) -> bool:
         """A cancel of it is staged, or on its way through the journal."""

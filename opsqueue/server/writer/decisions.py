@@ -97,14 +97,17 @@ class Decisions:
             self._commits.staged.retries.append((NewRetry(submission, retry.submission, retry.count), asker))
 
     def _has_room(self, asker: Asker, count: int) -> bool:
-        """Whether so many chunks more keep the memory limit; if not, it is answered."""
+        """Whether so many chunks more keep the memory limit: then they are counted. If not, it is answered."""
         needed = requests.worst_case_bytes(count)
-        promised = self._engine.promised + sum(map(requests.worst_case_bytes, self._commits.counts_under_way()))
+        held = self._engine.held_bytes
+        promised = self._engine.promised + self._commits.promised_bytes + held
         if promised + needed <= self._memory_limit:
+            self._commits.staged.needed += needed
             return True
         reason = (
             f"{count} chunks need up to {needed} bytes of memory, {promised} of "
-            f"{self._memory_limit} (--memory-limit) are promised; try again when submissions have ended"
+            f"{self._memory_limit} (--memory-limit) are promised, {held} of them for chunks that consumers "
+            "hold; try again when submissions have ended"
         )
         self._reply(asker, requests.Unavailable(reason, MEMORY_RETRY_AFTER_S, False))
         return False

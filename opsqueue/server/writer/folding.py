@@ -85,10 +85,16 @@ class Folding:
         if outcome.log_bytes:
             self._bytes += outcome.log_bytes
             self._rows += 1
+        if batch.blocks:
+            self._engine.fold_committed(_tuples(batch))
         if batch.log_through is not None:
             self._through = None
 
     def failed(self, batch: Batch) -> None:
         """Nothing of the batch is in the file: its blocks are dirty again, its round goes on."""
         if batch.blocks:
-            self._engine.fold_failed(tuple((row.submission, row.block, row.done, row.attempts) for row in batch.blocks))
+            self._engine.fold_failed(_tuples(batch))
+
+
+def _tuples(batch: Batch) -> tuple[tuple[int, int, bytes, bytes], ...]:
+    return tuple((row.submission, row.block, row.done, row.attempts) for row in batch.blocks)

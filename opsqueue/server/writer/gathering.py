@@ -34,6 +34,8 @@ class Staged:
     answers: list[tuple[Asker, Reply]] = field(default_factory=list)
     #: Pings: answered by whether the commit succeeds.
     pings: list[Asker] = field(default_factory=list)
+    #: Memory in bytes that the inserts and retries may come to need.
+    needed: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.inserts or self.retries or self.cancels or self.pauses or self.answers or self.pings)

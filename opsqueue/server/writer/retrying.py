@@ -70,13 +70,11 @@ def retry(connection: apsw.Connection, batch: int, new: NewRetry) -> RetryOutcom
 
 def _unfinished_twin(connection: apsw.Connection, prefix: str | None, key: str | None) -> int | None:
     """Another submission that is working on the same inputs: an insert of them would not make a second one either."""
-    if prefix is not None:
-        row = connection.execute(_NEWEST_BY_PREFIX, (prefix,)).fetchone()
-    elif key is not None:
-        row = connection.execute(_NEWEST_BY_KEY, (key,)).fetchone()
-    else:
-        return None
-    return row[0] if row is not None and row[1] in _UNFINISHED else None
+    for query, name in ((_NEWEST_BY_PREFIX, prefix), (_NEWEST_BY_KEY, key)):
+        row = None if name is None else connection.execute(query, (name,)).fetchone()
+        if row is not None and row[1] in _UNFINISHED:
+            return int(row[0])
+    return None
 
 
 def _count(blocks: Sequence[tuple[int, bytes]], chunks_total: int) -> int:
