@@ -68,7 +68,8 @@ class _Server:
 def run(words: Sequence[str]) -> int:
     """Run the command; the exit code. Raises SettingsError for wrong flags."""
     arguments = _parse(words)
-    logging.basicConfig(level=logging.WARNING, format="opsqueue: gc: %(message)s")
+    # without a server there is one line, ours; later the client may say that it has to wait for it
+    logging.basicConfig(level=logging.ERROR, format="opsqueue: gc: %(message)s")
     try:
         objects = objects_of(open_store(arguments.store, pairs(arguments)))
         server = _Server(arguments.server)
@@ -81,6 +82,7 @@ def run(words: Sequence[str]) -> int:
     except (InternalProducerClientError, TimeoutError) as error:
         print(f"opsqueue: gc: {error}", file=sys.stderr)
         return ExitCode.NOT_CONNECTED
+    logging.getLogger().setLevel(logging.WARNING)
     try:
         totals = _collect(arguments, objects, server)
     except (StoreError, ServerGoneError) as error:
@@ -104,20 +106,21 @@ def _collect(arguments: argparse.Namespace, objects: StoreObjects, server: _Serv
             dry_run=arguments.dry_run,
         ):
             totals[looked.verdict] += 1
-            if looked.verdict is Verdict.REMOVED:
+            if looked.verdict in (Verdict.REMOVED, Verdict.FAILED):
                 removed += looked.objects
                 removed_bytes += looked.size
             _tell(looked, arguments)
             if status:
-                status.update(f"{totals.total():,} old prefixes, {removed:,} objects")
+                status.update(f"{totals.total():,} prefixes, {removed:,} objects")
     finally:
         if status:
             status.stop()
         # also when it was stopped: what was removed until then is removed
         verb = "would remove" if arguments.dry_run else "removed"
         print(
-            f"{verb} {removed:,} objects ({removed_bytes:,} bytes) under {totals[Verdict.REMOVED]:,} prefixes; left "
-            f"{totals[Verdict.KNOWN]:,} that the server knows, {totals[Verdict.YOUNG]:,} with something young, "
+            f"{totals.total():,} prefixes seen; {verb} {removed:,} objects ({removed_bytes:,} bytes) under "
+            f"{totals[Verdict.REMOVED]:,} of them; left "
+            f"{totals[Verdict.KNOWN]:,} that the server knows, {totals[Verdict.YOUNG]:,} that are young, "
             f"{totals[Verdict.FOREIGN]:,} with nothing of a chunk's, {totals[Verdict.FAILED]:,} because of errors"
         )
     return totals
@@ -125,10 +128,14 @@ def _collect(arguments: argparse.Namespace, objects: StoreObjects, server: _Serv
 
 def _tell(looked: Looked, arguments: argparse.Namespace) -> None:
     if looked.verdict is Verdict.FAILED:
-        print(f"opsqueue: gc: {looked.prefix}: {looked.reason}; left as it is", file=sys.stderr)
+        left = (
+            f"{looked.objects:,} objects were removed before, the rest is left" if looked.objects else "left as it is"
+        )
+        print(f"opsqueue: gc: {looked.prefix}: {looked.reason}; {left}", file=sys.stderr)
     elif arguments.verbose:
         what = "would be removed" if looked.verdict is Verdict.REMOVED and arguments.dry_run else looked.verdict.value
-        print(f"{looked.prefix}: {looked.objects:,} objects, {looked.size:,} bytes: {what}")
+        counted = f"{looked.objects:,} objects, {looked.size:,} bytes: " if looked.objects else ""
+        print(f"{looked.prefix}: {counted}{what}")
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -147,7 +154,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--older-than", metavar="TIME", type=_age, default=_DEFAULT,
         help=f'how old everything under a prefix must be, at least one day (default: "{_DEFAULT}")')  # fmt: skip
     add("--dry-run", action="store_true", help="remove nothing, say what would be removed")
-    add("--verbose", action="store_true", help="one line for each prefix that is old enough")
+    add("--verbose", action="store_true", help="one line for each prefix")
     return parser.parse_args(words)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from opsqueue.client.store import StoreError
-from opsqueue.client.store_objects import StoredObject, StoreObjects
+from opsqueue.client.store_objects import StoredObject, StoreObjects, made_s
 from opsqueue.exceptions import InternalProducerClientError
 
 
@@ -23,12 +23,16 @@ class Verdict(Enum):
     KNOWN = "the server knows its submission"
     FOREIGN = "nothing under it is a chunk's"
     REMOVED = "removed"
-    FAILED = "left as it is"
+    FAILED = "an error; what is left stays"
 
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """About one prefix; `objects` and `size` in bytes are those of chunks; `reason`: why it failed."""
+    """About one prefix; `reason`: why it failed.
+
+    `objects` and `size`, in bytes, are of chunks: what was removed, or would be; of a failed prefix what was removed
+    until then; of a known one what is there. A young one's are not counted.
+    """
 
     prefix: str
     verdict: Verdict
@@ -48,14 +52,14 @@ def collect(
     older_than_s: float,
     dry_run: bool,
 ) -> Iterator[Looked]:
-    """Judges every old prefix and removes garbage, unless it is a dry run; gives what it found, one by one.
+    """Judges every prefix and removes garbage, unless it is a dry run; gives what it found, one by one.
 
     `is_known(prefix)`: whether the server knows a submission of that prefix. Raises StoreError when the prefixes cannot
     be listed, ServerGoneError when the server cannot be asked.
     """
     before_s = time.time() - older_than_s
     last = None
-    for prefix in objects.prefixes(before_s):
+    for prefix in objects.prefixes():
         if prefix != last:
             last = prefix
             yield _look(objects, is_known, prefix, before_s, dry_run=dry_run)
@@ -64,7 +68,10 @@ def collect(
 def _look(
     objects: StoreObjects, is_known: Callable[[str], bool], prefix: str, before_s: float, *, dry_run: bool
 ) -> Looked:
-    count = size = 0
+    made = made_s(prefix)
+    if made is None or made >= before_s:
+        return Looked(prefix, Verdict.YOUNG)
+    count = size = others = removed = removed_size = 0
     try:
         for found in objects.under(prefix):
             if found.modified_s >= before_s:
@@ -72,18 +79,25 @@ def _look(
             if found.is_of_a_chunk:
                 count += 1
                 size += found.size
-        if not count:
+            else:
+                others += 1
+        if others and not count:
             return Looked(prefix, Verdict.FOREIGN)
         # after the listing: whatever was inserted before it is known now
         if is_known(prefix):
             return Looked(prefix, Verdict.KNOWN, count, size)
-        if not dry_run:
-            objects.remove(prefix, (found.name for found in _old(objects, prefix, before_s) if found.is_of_a_chunk))
+        if dry_run:
+            return Looked(prefix, Verdict.REMOVED, count, size)
+        of_chunks = (found for found in _old(objects, prefix, before_s) if found.is_of_a_chunk)
+        # without any, it is a directory that was emptied before: it goes, too
+        for found in objects.remove(prefix, of_chunks):
+            removed += 1
+            removed_size += found.size
     except StoreError as error:
-        return Looked(prefix, Verdict.FAILED, count, size, str(error))
+        return Looked(prefix, Verdict.FAILED, removed, removed_size, str(error))
     except (InternalProducerClientError, TimeoutError) as error:
         raise ServerGoneError(str(error)) from error
-    return Looked(prefix, Verdict.REMOVED, count, size)
+    return Looked(prefix, Verdict.REMOVED, removed, removed_size)
 
 
 def _old(objects: StoreObjects, prefix: str, before_s: float) -> Iterator[StoredObject]:

@@ -46,14 +46,14 @@ def made_s(prefix: str) -> float | None:
 class StoreObjects(Protocol):
     """The objects of one store, by prefix. Raises StoreError."""
 
-    def prefixes(self, made_before_s: float) -> Iterator[str]:
-        """UUIDv7s made before that time under which something stands; one may come more than once."""
+    def prefixes(self) -> Iterator[str]:
+        """UUIDv7s under which something stands, or an empty directory; one may come more than once."""
 
     def under(self, prefix: str) -> Iterator[StoredObject]:
         """Everything under one prefix."""
 
-    def remove(self, prefix: str, names: Iterable[str]) -> None:
-        """Removes these objects, and the prefix's directory when nothing else is in it."""
+    def remove(self, prefix: str, objects: Iterable[StoredObject]) -> Iterator[StoredObject]:
+        """Removes these objects, and the prefix's directory when nothing else is in it; gives each that is gone."""
 
 
 def objects_of(store: Store) -> StoreObjects:
@@ -69,12 +69,11 @@ class _Directory:
     def __init__(self, root: str) -> None:
         self._root = root
 
-    def prefixes(self, made_before_s: float) -> Iterator[str]:
+    def prefixes(self) -> Iterator[str]:
         try:
             with os.scandir(self._root) as entries:
                 for entry in entries:
-                    made = made_s(entry.name)
-                    if made is not None and made < made_before_s and entry.is_dir(follow_symlinks=False):
+                    if made_s(entry.name) is not None and entry.is_dir(follow_symlinks=False):
                         yield entry.name
         except OSError as error:
             raise StoreError(f"cannot list {self._root}: {error.strerror or error}") from error
@@ -86,11 +85,12 @@ class _Directory:
         except OSError as error:
             raise StoreError(f"cannot list {error.filename or directory}: {error.strerror or error}") from error
 
-    def remove(self, prefix: str, names: Iterable[str]) -> None:
+    def remove(self, prefix: str, objects: Iterable[StoredObject]) -> Iterator[StoredObject]:
         directory = os.path.join(self._root, prefix)
         try:
-            for name in names:
-                os.unlink(os.path.join(directory, name))
+            for found in objects:
+                os.unlink(os.path.join(directory, found.name))
+                yield found
             with os.scandir(directory) as entries:
                 empty = next(entries, None) is None
             if empty:
@@ -104,6 +104,8 @@ def _files(directory: str, below: str) -> Iterator[StoredObject]:
         for entry in entries:
             name = below + entry.name
             if entry.is_dir(follow_symlinks=False):
+                # of no age, but it keeps what is above it from being empty
+                yield StoredObject(f"{name}/", 0, 0.0)
                 yield from _files(entry.path, f"{name}/")
                 continue
             about = entry.stat(follow_symlinks=False)
@@ -118,15 +120,14 @@ class _Bucket:
         self._store: AnyObstore = store.obstore
         self._base = store.base
 
-    def prefixes(self, made_before_s: float) -> Iterator[str]:
+    def prefixes(self) -> Iterator[str]:
         last = None
         for path, _, _ in self._list(self._base):
             prefix = path.removeprefix(self._base).partition("/")[0]
             if prefix == last:
                 continue
             last = prefix
-            made = made_s(prefix)
-            if made is not None and made < made_before_s:
+            if made_s(prefix) is not None:
                 yield prefix
 
     def under(self, prefix: str) -> Iterator[StoredObject]:
@@ -134,15 +135,16 @@ class _Bucket:
         for path, size, modified_s in self._list(within):
             yield StoredObject(path.removeprefix(within), size, modified_s)
 
-    def remove(self, prefix: str, names: Iterable[str]) -> None:
+    def remove(self, prefix: str, objects: Iterable[StoredObject]) -> Iterator[StoredObject]:
         import obstore
 
-        remaining = iter(names)
-        while batch := [f"{self._base}{prefix}/{name}" for name in islice(remaining, _AT_ONCE)]:
+        remaining = iter(objects)
+        while batch := list(islice(remaining, _AT_ONCE)):
             try:
-                obstore.delete(self._store, batch)
+                obstore.delete(self._store, [f"{self._base}{prefix}/{found.name}" for found in batch])
             except Exception as error:
                 raise StoreError(f"cannot remove {self._bucket.url}/{prefix}: {first_line(error)}") from error
+            yield from batch
 
     def _list(self, within: str) -> Iterator[tuple[str, int, float]]:
         import obstore

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -15,11 +19,13 @@ import pytest
 from opsqueue.client.garbage import Looked, ServerGoneError, Verdict, collect
 from opsqueue.client.http import HttpClient
 from opsqueue.client.producer_calls import ProducerCalls
-from opsqueue.client.store import open_store
-from opsqueue.client.store_objects import objects_of
+from opsqueue.client.store import StoreError, open_store
+from opsqueue.client.store_objects import StoredObject, objects_of
 from opsqueue.client.urls import parse_address
+from opsqueue.consumer import ConsumerClient, Strategy
+from tests.support.consumer_threads import consuming
 from tests.support.raw_producer import RawProducer
-from tests.support.server import Server
+from tests.support.server import Server, wait_until
 
 DAY_S = 86_400.0
 
@@ -88,8 +94,46 @@ def test_only_old_objects_of_forgotten_submissions_are_removed(server: Server, o
     assert late.exists()
     assert (objects.root / young).exists()
     assert result.stdout.startswith(
-        "removed 4 objects (20 bytes) under 1 prefixes; left 1 that the server knows, 1 with"
+        "4 prefixes seen; removed 4 objects (20 bytes) under 1 of them; left 1 that the server knows, 2 that are"
     )
+
+
+def test_what_the_server_knows_is_kept_whatever_became_of_it(server: Server, objects: Objects) -> None:
+    completed, cancelled, paused = (objects.submission(30, prefix=prefix_made(30)) for _ in range(3))
+    with RawProducer(server.port) as producer:
+        with consuming(server, objects.root.as_uri(), work):
+            done = producer.insert(2, prefix=completed)
+            wait_until(lambda: producer.state(done) == "Completed", "the submission is completed")
+        producer.pause(producer.insert(2, prefix=paused))
+        producer.cancel(producer.insert(2, prefix=cancelled))
+    for file in objects.root.rglob("*.bin"):
+        os.utime(file, (0, 0))
+    before = objects.paths()
+    result = gc(objects, server.address, "--verbose")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert objects.paths() == before
+    assert "left 3 that the server knows" in result.stdout
+    for prefix in (completed, cancelled, paused):
+        assert f"{prefix}: 4 objects, " in result.stdout
+
+
+def work(client: ConsumerClient) -> None:
+    client.run_each_chunk_raw(lambda _chunk: b"54321", strategy=Strategy.Random())
+
+
+def test_a_directory_that_was_emptied_before_goes_and_one_with_others_in_it_stays(
+    server: Server, objects: Objects
+) -> None:
+    emptied, young, nested, known = prefix_made(9), prefix_made(2), prefix_made(9), prefix_made(9)
+    for path in (emptied, young, f"{nested}/deeper", known):
+        (objects.root / path).mkdir(parents=True)
+    insert(server, known)
+    assert gc(objects, server.address, "--dry-run").returncode == 0
+    assert (objects.root / emptied).exists()
+    result = gc(objects, server.address)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert {path.name for path in objects.root.iterdir()} == {young, nested, known}
+    assert (objects.root / nested / "deeper").exists()
 
 
 def test_a_dry_run_removes_nothing_and_says_what_it_would(server: Server, objects: Objects) -> None:
@@ -146,7 +190,7 @@ def test_without_a_server_nothing_is_looked_at(server: Server, objects: Objects)
     server.stop()
     result = gc(objects, server.address)
     assert result.returncode == 4
-    told = result.stderr.splitlines()[-1]
+    [told] = result.stderr.splitlines()
     assert told.startswith("opsqueue: gc: ")
     assert server.address in told
     assert len(objects.paths()) == 4
@@ -171,6 +215,57 @@ def test_when_the_server_goes_away_the_rest_is_left(server: Server, objects: Obj
         next(looked)
     assert len({path.partition("/")[0] for path in objects.paths()}) == 2
     assert len(objects.paths()) == 8
+
+
+@pytest.mark.parametrize(("status", "answer"), [(200, b"<html>Sign in</html>"), (404, b"null"), (403, b"")])
+def test_only_an_answer_of_the_protocol_says_that_a_submission_is_forgotten(
+    objects: Objects, status: int, answer: bytes
+) -> None:
+    objects.submission(10)
+    with proxy(status, answer) as address:
+        result = gc(objects, address)
+    assert result.returncode == 1
+    [told] = result.stderr.splitlines()
+    assert told.startswith("opsqueue: gc: stopped: ")
+    assert "removed 0 objects" in result.stdout
+    assert len(objects.paths()) == 4
+
+
+@contextmanager
+def proxy(status: int, body: bytes) -> Iterator[str]:
+    """Something before a server that lets only the version through; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_version = self.path == "/producer/version"
+            self.send_response(200 if is_version else status)
+            self.end_headers()
+            self.wfile.write(b"v0.40.1" if is_version else body)
+
+        def log_message(self, *_: object) -> None:
+            """Nobody reads it."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+        thread.join()
+
+
+def test_what_was_removed_before_an_error_is_told(objects: Objects) -> None:
+    prefix = objects.submission(10, chunks=3)
+    stored = objects_of(open_store(objects.root.as_uri()))
+    remove = stored.remove
+
+    def breaking(prefix: str, found: Iterable[StoredObject]) -> Iterator[StoredObject]:
+        yield from islice(remove(prefix, found), 2)
+        raise StoreError("the disk is gone")
+
+    stored.remove = breaking  # type: ignore[method-assign]
+    looked = list(collect(stored, lambda _prefix: False, older_than_s=7 * DAY_S, dry_run=False))
+    assert looked == [Looked(prefix, Verdict.FAILED, 2, 10, "the disk is gone")]
+    assert len(objects.paths()) == 4
 
 
 def test_what_cannot_be_listed_or_removed_is_named_and_the_rest_is_done(
@@ -219,6 +314,7 @@ def test_an_object_that_appears_while_the_server_is_asked_saves_its_prefix(objec
     stored = objects_of(open_store(objects.root.as_uri()))
     [looked] = collect(stored, is_known, older_than_s=7 * DAY_S, dry_run=False)
     assert looked.verdict is Verdict.FAILED
+    assert looked.objects == 4 - len(objects.paths() - {f"{prefix}/9-in.bin"})
     assert "was written while" in looked.reason
     assert (objects.root / prefix / "9-in.bin").exists()
 
