@@ -47,16 +47,20 @@ class FailSubmission(Exception):
 class ChunkContext:
     """The chunk that a callback works on. May be passed to other threads."""
 
-    __slots__ = ("_dropped", "chunk")
+    __slots__ = ("_dropped", "chunk", "told")
 
     def __init__(self, chunk: Chunk, dropped: Callable[[], str | None]) -> None:
         self.chunk = chunk
         self._dropped = dropped
+        #: The callback has learnt that its result is not wanted: what it returns then may be no result at all.
+        self.told = False
 
     @property
     def reason(self) -> str | None:
         """Why the result is no longer wanted: "cancelled", "failed", "completed" or "expired"; None while it is."""
-        return self._dropped()
+        reason = self._dropped()
+        self.told = self.told or reason is not None
+        return reason
 
     @property
     def cancelled(self) -> bool:
@@ -64,7 +68,7 @@ class ChunkContext:
 
         Always False with a server that does not tell, such as the reference implementation.
         """
-        return self._dropped() is not None
+        return self.reason is not None
 
 
 _current: ContextVar[ChunkContext] = ContextVar("opsqueue_chunk_context")

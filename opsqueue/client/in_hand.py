@@ -29,6 +29,8 @@ logger = logging.getLogger("opsqueue.consumer")
 
 #: Bytes of inputs that wait to be worked on, and of results that wait to be stored; one chunk may always.
 MAX_BYTES: Final = 64 * 1024 * 1024
+#: Chunks that are reserved ahead at most before the size of one is known.
+_UNKNOWN_SIZES: Final = 4
 #: Results that are being stored at a time.
 MAX_STORING: Final = 32
 #: Seconds after which a reservation's answer had to wait for work.
@@ -53,12 +55,16 @@ class InHand:
         self._error: BaseException | None = None
         self._ahead: deque[tuple[float, Arrival]] = deque()
         self._asked: dict[Reservation, tuple[int, float, int]] = {}
-        self._largest = 1
+        #: Chunks ahead at most on this connection, and the largest input so far in bytes.
+        self._limit = 0
+        self._largest: int | None = None
         self._reports: list[wire.ClientContents] = []
         #: Sent, but no answer has come since that shows that they arrived; numbered in the order of sending.
         self._unconfirmed: deque[tuple[int, wire.ClientContents]] = deque()
         self._sent = 0
         self._storing: dict[wire.ChunkId, int] = {}
+        #: The chunk that the loop has taken, from then until it takes the next.
+        self._taken: wire.ChunkId | None = None
         #: The callback's chunk and since when it runs; seconds of time.monotonic().
         self.running: tuple[wire.ChunkId, float] | None = None
         #: Nothing is to be reserved ahead while this callback runs.
@@ -76,8 +82,13 @@ class InHand:
             again = [*(report for _, report in self._unconfirmed), *self._reports]
             self._reports = [report for report in again if isinstance(report, wire.CompleteChunk)]
             self._unconfirmed.clear()
-        limit = self._prefetch if connection.knows(wire.RELEASE) else 0
-        self.pace = Pace(limit, connection.reservation_s)
+        self._limit = self._prefetch if connection.knows(wire.RELEASE) else 0
+        self.pace = Pace(0, connection.reservation_s)
+        self._set_limit()
+
+    def _set_limit(self) -> None:
+        fitting = _UNKNOWN_SIZES if self._largest is None else MAX_BYTES // max(1, self._largest)
+        self.pace.limit = min(self._limit, fitting)
 
     @property
     def connection(self) -> Connection:
@@ -97,6 +108,7 @@ class InHand:
         """
         with self._lock:
             arrival = self._take_ahead()
+            self._taken = None if arrival is None else arrival.id
         if stopping and arrival is None:
             return None
         if not stopping:
@@ -170,13 +182,14 @@ class InHand:
             return
         with self._lock:
             self.pace.fetched(time.monotonic() - begun)
+        self.sized(len(content.result()))
 
     def sized(self, size: int) -> None:
         """An input of so many bytes came: so many may wait here as fit into the bound."""
-        if size > self._largest:
+        if self._largest is None or size > self._largest:
             with self._lock:
                 self._largest = size
-                self.pace.limit = min(self.pace.limit, MAX_BYTES // size)
+                self._set_limit()
 
     def _arrived(self, reservation: Reservation, arrived: Future[list[Arrival]]) -> None:
         error = arrived.exception()
@@ -231,21 +244,23 @@ class InHand:
         return seconds
 
     def report(self, report: wire.ClientContents) -> None:
-        """To be sent with what is sent next."""
+        """About the chunk that the loop has taken: to be sent with what is sent next."""
         with self._lock:
+            self._taken = None
             self._reports.append(report)
 
     def store(self, arrival: Arrival, output: bytes) -> None:
         """Stores a result, and reports the chunk as done when it is stored, or as failed."""
         prefix = arrival.submission.prefix
         if arrival.chunk.input_content is not None or prefix is None:
-            self.report(wire.CompleteChunk(arrival.id, output))
+            self.report(outcomes.direct(arrival.id, output))
             return
         storing = self._client.store_output(prefix, arrival.id, output, arrival.submission.otel_trace_carrier)
         if storing.done():
             self.report(self._outcome(arrival.id, storing))
             return
         with self._lock:
+            self._taken = None
             self._storing[arrival.id] = len(output)
         storing.add_done_callback(lambda done: self._stored(arrival.id, done))
         limit = MAX_STORING if self.pace.limit else 1
@@ -290,6 +305,20 @@ class InHand:
             except queue.Empty:
                 return
 
+    @property
+    def idle(self) -> bool:
+        """Nothing is here that could be kept waiting."""
+        with self._lock:
+            return self._taken is None and not self._storing and not self._ahead
+
+    def unsent(self) -> int:
+        """How many chunks are done, and the server may not know."""
+        with self._lock:
+            waiting = sum(isinstance(report, wire.CompleteChunk) for report in self._reports)
+            if self._connection is None or not self._connection.alive:
+                waiting += sum(isinstance(report, wire.CompleteChunk) for _, report in self._unconfirmed)
+            return waiting
+
     def flush(self) -> None:
         """Sends the reports that wait. A lost connection keeps them for the next one."""
         try:
@@ -313,12 +342,9 @@ class InHand:
         return reports
 
     def tend(self, now: float) -> float:
-        """What has to be done while a callback runs; gives the seconds after which to look again."""
+        """What has to be done while something is in hand; gives the seconds after which to look again."""
         wanted, stale, pause = 0, [], _LOOK_AGAIN_S
         with self._lock:
-            if self.running is None:
-                return pause
-            running_s = now - self.running[1]
             if self._ahead:
                 waited = now - self._ahead[0][0]
                 if waited > self.pace.longest_wait_s:
@@ -327,7 +353,8 @@ class InHand:
                     self._enough = True
                 else:
                     pause = min(pause, self.pace.longest_wait_s - waited)
-            if not self._enough:
+            if self.running is not None and not self._enough:
+                running_s = now - self.running[1]
                 ahead = len(self._ahead) + sum(count for count, _, _ in self._asked.values())
                 wanted = self.pace.wanted(ahead, running_s)
                 due = self.pace.due_s(ahead, running_s)
@@ -343,11 +370,11 @@ class InHand:
         return max(pause, _SOON_S)
 
     def extend(self) -> None:
-        """Starts the reservations' time again: of what the callback works on and of what is being stored."""
+        """Starts the reservations' time again: of the chunk that was taken, and of what is being stored."""
         with self._lock:
             ids = list(self._storing)
-            if self.running is not None:
-                ids.append(self.running[0])
+            if self._taken is not None and self._taken not in self._storing:
+                ids.append(self._taken)
         self._send([wire.ExtendReservation(chunk_id) for chunk_id in ids])
 
     def give_up(self, current: wire.ChunkId | None) -> None:

@@ -1,6 +1,6 @@
-"""What goes on while a loop's callback runs: reserving the next chunks in time, extending reservations. One thread.
+"""What goes on while a loop has chunks in hand: reserving the next in time, extending reservations. One thread.
 
-It sleeps while nothing is being worked on, and is never waited for.
+It sleeps while there is nothing to look after, and is never waited for.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Keeper:
         self._thread: threading.Thread | None = None
 
     def notice(self) -> None:
-        """A callback is about to run."""
+        """The loop has taken a chunk."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="opsqueue-keeper", daemon=True)
             self._thread.start()
@@ -45,13 +45,14 @@ class Keeper:
 
     def _run(self) -> None:
         while not self._ended:
-            if self._in_hand.running is None:
+            if self._in_hand.idle:
                 with self._changed:
-                    # set before the last look: who begins a callback sees it, or is seen
+                    # set before the last look: who takes a chunk sees it, or is seen
                     self._asleep = True
-                    if self._in_hand.running is None and not self._ended:
+                    if self._in_hand.idle and not self._ended:
                         self._changed.wait()
                     self._asleep = False
+                self._extended_at = time.monotonic()
                 continue
             try:
                 pause = self._look()
@@ -60,7 +61,7 @@ class Keeper:
                 logger.debug("%s", error)
                 pause = 1.0
             except OpsqueueInternalError as error:
-                logger.debug("the connection ended while a callback ran: %s", error)
+                logger.debug("the connection ended while chunks were in hand: %s", error)
                 pause = 1.0
             with self._changed:
                 if not self._ended:
@@ -69,11 +70,11 @@ class Keeper:
     def _look(self) -> float:
         now = time.monotonic()
         pause = self._in_hand.tend(now)
-        connection, running = self._in_hand.connection, self._in_hand.running
+        connection = self._in_hand.connection
         reservation_s = connection.reservation_s
-        if running is None or reservation_s is None or not connection.knows(wire.EXTEND):
+        if reservation_s is None or not connection.knows(wire.EXTEND):
             return pause
-        due = max(running[1], self._extended_at) + reservation_s / 3
+        due = self._extended_at + reservation_s / 3
         if now >= due:
             self._in_hand.extend()
             self._extended_at = now

@@ -19,6 +19,7 @@ from opsqueue.client.raw_consumer import ConsumerClient, Stopped, checked_strate
 from opsqueue.client.session import Arrival, ConnectionLostError
 from opsqueue.client.store import StoreError
 from opsqueue.client.values import Chunk, Strategy
+from opsqueue.exceptions import OpsqueueInternalError
 from opsqueue.protocol import consumer as wire
 
 logger = logging.getLogger("opsqueue.consumer")
@@ -27,6 +28,8 @@ logger = logging.getLogger("opsqueue.consumer")
 PREFETCH: Final = 32
 #: Seconds for results that are being stored when the loop is interrupted.
 _LAST_STORES_S: Final = 2.0
+#: Seconds for a new connection, when the loop is stopped and results are not reported yet.
+_LAST_REPORTS_S: Final = 10.0
 #: Reasons for which a result is of no use to anybody.
 _UNWANTED: Final = frozenset(("cancelled", "failed", "completed"))
 
@@ -77,6 +80,7 @@ class ChunkLoop:
             self._in_hand.use(self._client.connect(lambda: self._stopping))
             arrival = self._in_hand.next(self._stopping)
             if arrival is not None:
+                self._keeper.notice()
                 self._process(arrival)
         except ConnectionLostError as error:
             # the connection has said so
@@ -93,7 +97,6 @@ class ChunkLoop:
         self._in_hand.sized(len(content))
         chunk = convert_chunk.chunk(arrival.chunk, arrival.submission, content)
         self._in_hand.begin(arrival)
-        self._keeper.notice()
         connection, chunk_id = self._in_hand.connection, arrival.id
         context = ChunkContext(chunk, lambda: connection.dropped(chunk_id))
         failure: Exception | None = None
@@ -104,10 +107,12 @@ class ChunkLoop:
         except Exception as error:
             failure = error
         meters.processed(self._in_hand.ended(), failure)
-        if context.reason in _UNWANTED:
+        # one that was told may have returned anything; one that was not told has a result, and the first one counts
+        told, reason = context.told, context.reason
+        if reason in _UNWANTED or told:
             logger.info(
                 "the result of chunk %d of submission %d is not wanted: %s",
-                chunk_id.chunk_index, chunk_id.submission_id, context.reason,
+                chunk_id.chunk_index, chunk_id.submission_id, reason,
             )  # fmt: skip
         elif failure is not None:
             self._in_hand.report(outcomes.of_exception(connection, chunk_id, failure))
@@ -116,10 +121,34 @@ class ChunkLoop:
         self._current = None
 
     def _end(self) -> None:
-        self._keeper.end()
-        self._in_hand.wait_for_stores(None if self._stopping else time.monotonic() + _LAST_STORES_S)
         try:
-            self._in_hand.give_up(self._current)
-            self._in_hand.connection.close_if_idle()
-        except Exception as error:
-            logger.debug("the last reports could not be sent: %s", error)
+            self._in_hand.wait_for_stores(None if self._stopping else time.monotonic() + _LAST_STORES_S)
+            self._send_last_reports()
+        except KeyboardInterrupt:
+            logger.info("interrupted again; giving back what is held")
+        finally:
+            self._keeper.end()
+            try:
+                self._in_hand.give_up(self._current)
+                self._in_hand.connection.close_if_idle()
+            except Exception as error:
+                logger.debug("the last reports could not be sent: %s", error)
+
+    def _send_last_reports(self) -> None:
+        """Results that are stored are reported on, also when the connection was lost meanwhile."""
+        deadline = time.monotonic() + (_LAST_REPORTS_S if self._stopping else _LAST_STORES_S)
+        reason = "there was no connection in time"
+        try:
+            self._in_hand.flush()
+            if not self._in_hand.unsent():
+                return
+            self._current = None  # the server has it again
+            self._in_hand.use(self._client.connect(lambda: time.monotonic() >= deadline))
+            self._in_hand.flush()
+        except Stopped:
+            pass
+        except OpsqueueInternalError as error:
+            reason = str(error)
+        unsent = self._in_hand.unsent()
+        if unsent:
+            logger.warning("%d finished chunks could not be reported, they will be done again: %s", unsent, reason)

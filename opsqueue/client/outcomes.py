@@ -13,6 +13,8 @@ logger = logging.getLogger("opsqueue.consumer")
 
 #: Bytes of a failure's text; servers keep no more.
 MAX_FAILURE_BYTES = 64 * 1024
+#: Bytes of a result that goes along with its report: servers take messages of 64 MiB.
+MAX_DIRECT_BYTES = wire.MAX_MESSAGE_BYTES - 1024
 
 
 def failure_text(text: str) -> str:
@@ -42,6 +44,14 @@ def failed(chunk_id: wire.ChunkId, text: str, summary: str) -> wire.FailChunk:
     """The report on a chunk that failed, which is logged with `summary`."""
     logger.warning("chunk %d of submission %d failed: %s", chunk_id.chunk_index, chunk_id.submission_id, summary)
     return wire.FailChunk(chunk_id, failure_text(text))
+
+
+def direct(chunk_id: wire.ChunkId, output: bytes) -> wire.CompleteChunk | wire.FailChunk:
+    """The report on a chunk whose result goes along with it; a failure when no message can hold it."""
+    if len(output) <= MAX_DIRECT_BYTES:
+        return wire.CompleteChunk(chunk_id, output)
+    text = f"the result has {len(output)} bytes; of a submission without an object store it may have {MAX_DIRECT_BYTES}"
+    return failed(chunk_id, text, text)
 
 
 def not_stored(chunk_id: wire.ChunkId, error: Exception) -> wire.FailChunk:

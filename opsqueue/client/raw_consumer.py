@@ -111,6 +111,12 @@ class _Link:
                     logger.info("connected to %s", self._address.consumer)
                 return connection
 
+    def drop(self, connection: Connection) -> None:
+        """Closes this connection, which has failed; not another that took its place meanwhile."""
+        if self.current is connection:
+            self.current = None
+        connection.close()
+
     def close(self) -> None:
         """Closes the connection, in the process that made it."""
         connection, self.current = self.current, None
@@ -316,10 +322,10 @@ class ConsumerClient:
         try:
             connection.send([report])
         except ConnectionLostError as error:
-            link.close()
+            link.drop(connection)
             raise InternalConsumerClientError(str(error)) from error
         except OpsqueueInternalError:  # what ended the connection: said once, the next call reconnects
-            link.close()
+            link.drop(connection)
             raise
 
 

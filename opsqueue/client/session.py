@@ -412,6 +412,8 @@ class Session(ABC):
         with self._lock:
             reservation.ids = [wire.ChunkId(chunk.submission_id, chunk.chunk_index) for chunk, _ in chunks]
             self._held.update(dict.fromkeys(reservation.ids))
+            for chunk_id in reservation.ids:
+                self._dropped.pop(chunk_id, None)  # an earlier reservation of it was
             abandoned = reservation.abandoned
             if abandoned:
                 self._give_back(reservation.ids)

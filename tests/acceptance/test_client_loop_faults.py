@@ -1,0 +1,167 @@
+"""The consumer's loop when something goes wrong between a chunk's reservation and its report."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from opsqueue.client.in_hand import InHand
+from opsqueue.client.store import Store
+from opsqueue.consumer import ConsumerClient, Strategy, chunk_context
+from opsqueue.producer import ProducerClient, SubmissionStatus
+from tests.conftest import ServerFactory
+from tests.support.server import Server, wait_until
+
+
+@contextmanager
+def running(client: ConsumerClient, target: threading.Thread) -> Iterator[None]:
+    target.start()
+    try:
+        yield
+    finally:
+        client.stop()
+        target.join(30)
+        assert not target.is_alive()
+        client.inner.close()
+
+
+def test_what_a_callback_returns_after_it_was_told_of_an_expiry_is_no_result(
+    server_factory: ServerFactory, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InHand, "extend", lambda _self: None)  # as with a server that does not offer it
+    server = server_factory(reservation_expiration="1 second")
+    producer = ProducerClient(server.address, store_url)
+    consumer = ConsumerClient(server.address, store_url)
+    tries: list[int] = []
+
+    def square(number: int) -> int | None:
+        tries.append(number)
+        if len(tries) == 1:
+            wait_until(lambda: chunk_context().cancelled, "the reservation expires")
+            return None
+        return number * number
+
+    with running(consumer, threading.Thread(target=consumer.run_each_op, args=(square,))):
+        assert list(producer.run_submission([7], chunk_size=1)) == [49]
+    assert tries == [7, 7]
+
+
+def test_a_chunk_that_expired_and_comes_again_on_the_same_connection_is_worked_on(
+    server_factory: ServerFactory, store_url: str
+) -> None:
+    server = server_factory(reservation_expiration="1 second")
+    producer = ProducerClient(server.address, store_url)
+    submission = producer.insert_submission([7], chunk_size=1)
+    consumer = ConsumerClient(server.address, store_url).inner
+    connection = consumer.connect()
+    [chunk] = consumer.reserve_chunks()
+    [held] = connection._held
+    wait_until(lambda: connection.dropped(held) == "expired", "it expires")
+    [again] = consumer.reserve_chunks()
+    assert (again.submission_id, again.chunk_index) == (chunk.submission_id, chunk.chunk_index)
+    assert connection.dropped(held) is None
+    consumer.close()
+    assert producer.get_submission_status(submission) is not None
+
+
+def test_a_direct_result_that_no_message_can_hold_fails_its_submission_and_nothing_else(
+    server_factory: ServerFactory, store_url: str
+) -> None:
+    server = server_factory(max_chunk_retries=0)
+    producer = ProducerClient(server.address, store_url)
+    consumer = ConsumerClient(server.address, store_url)
+    large = producer.inner.insert_submission_direct([b"large"])
+    small = producer.inner.insert_submission_direct([b"small"])
+
+    def answer(chunk: object) -> bytes:
+        return bytes(70 * 1024 * 1024) if getattr(chunk, "input_content", b"") == b"large" else b"ok"
+
+    target = threading.Thread(target=consumer.run_each_chunk_raw, args=(answer,))
+    with running(consumer, target):
+        wait_until(lambda: ended(producer, small) and ended(producer, large), "both have ended", within=60)
+    status = producer.get_submission_status(large)
+    assert isinstance(status, SubmissionStatus.Failed)
+    assert "the result has 73400320 bytes" in status.chunk.failure
+    assert isinstance(producer.get_submission_status(small), SubmissionStatus.Completed)
+
+
+def ended(producer: ProducerClient, submission: object) -> bool:
+    status = producer.get_submission_status(submission)  # type: ignore[arg-type]
+    return not isinstance(status, SubmissionStatus.InProgress)
+
+
+def test_a_result_that_was_stored_when_the_server_restarted_is_reported_before_the_loop_ends(
+    server: Server, store_url: str
+) -> None:
+    producer = ProducerClient(server.address, store_url)
+    consumer = ConsumerClient(server.address, store_url)
+    submission = producer.insert_submission([7], chunk_size=1)
+    begun, go_on = threading.Event(), threading.Event()
+    calls: Counter[int] = Counter()
+
+    def slow(number: int) -> int:
+        calls[number] += 1
+        begun.set()
+        assert go_on.wait(30)
+        return number
+
+    with running(consumer, threading.Thread(target=consumer.run_each_op, args=(slow,))):
+        assert begun.wait(30)
+        server.restart()
+        wait_until(lambda: not consumer.inner.is_connected, "the connection is known to be lost")
+        consumer.stop()
+        go_on.set()
+    assert isinstance(producer.get_submission_status(submission), SubmissionStatus.Completed)
+    assert calls == {7: 1}
+
+
+def test_chunks_are_kept_and_results_reported_while_the_loop_waits_for_a_download(
+    server_factory: ServerFactory, store_url: str
+) -> None:
+    server = server_factory(reservation_expiration="2 seconds", max_chunk_retries=0)
+    producer = ProducerClient(server.address, store_url)
+    consumer = ConsumerClient(server.address, store_url)
+    go_on = threading.Event()
+    store = SlowStore(consumer.inner._store, "/20-in.bin", go_on)
+    consumer.inner._store = store
+    target = threading.Thread(target=consumer.run_each_op, args=(abs,), kwargs={"strategy": Strategy.Oldest()})
+    with running(consumer, target):
+        submission = producer.insert_submission(range(40), chunk_size=1)
+        assert store.begun.wait(30)
+        wait_until(lambda: server.metric("opsqueue_chunks_reserved") == 1, "what was reserved ahead goes back")
+        status = producer.get_submission_status(submission)
+        assert isinstance(status, SubmissionStatus.InProgress)
+        assert status.submission.chunks_done == 20
+        # longer than a reservation: it is extended
+        extended = server.metric("opsqueue_chunks_expired_total")
+        assert not go_on.wait(3)
+        go_on.set()
+        wait_until(lambda: ended(producer, submission), "it has ended", within=30)
+    assert isinstance(producer.get_submission_status(submission), SubmissionStatus.Completed)
+    assert server.metric("opsqueue_chunks_expired_total") == extended == 0
+
+
+class SlowStore:
+    """A store in which one object takes until it is told to go on."""
+
+    def __init__(self, store: Store, ending: str, go_on: threading.Event) -> None:
+        self._store = store
+        self._ending = ending
+        self._go_on = go_on
+        self.begun = threading.Event()
+
+    def put(self, path: str, data: bytes) -> None:
+        self._store.put(path, data)
+
+    def get(self, path: str) -> bytes:
+        if path.endswith(self._ending):
+            self.begun.set()
+            assert self._go_on.wait(30)
+        return self._store.get(path)
+
+    def is_quick(self, _size: int) -> bool:
+        return False
