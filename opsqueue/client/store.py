@@ -11,16 +11,14 @@ import itertools
 import os
 import time
 import urllib.parse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from opsqueue.client.store_options import Options, StoreOptions, sorted_options
 from opsqueue.exceptions import NewObjectStoreClientError
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as AnyObstore
-
-Options = Sequence[tuple[str, str]]
 
 _BUCKET_SCHEMES = ("s3", "gs", "az")
 _KNOWN = "file:///absolute/path, memory://, s3://bucket/path, gs://bucket/path, az://container/path"
@@ -60,7 +58,7 @@ def output_path(prefix: str, index: int) -> str:
 
 def open_store(url: str, options: Options = ()) -> Store:
     """The store at `url`; no network. Raises NewObjectStoreClientError, TypeError when `options` are no pairs."""
-    config = _checked_options(options)
+    checked = sorted_options(options)
     if not isinstance(url, str):
         raise TypeError(f"object_store_url must be a str, not {url!r}")
     parts = urllib.parse.urlsplit(url)
@@ -69,34 +67,26 @@ def open_store(url: str, options: Options = ()) -> Store:
             raise NewObjectStoreClientError(
                 f"object store URL {url!r}: a file URL needs an absolute path, file:///path"
             )
-        return DirectoryStore(urllib.parse.unquote(parts.path))
+        return DirectoryStore(urllib.parse.unquote(parts.path), durable=checked.durable)
     if parts.scheme == "memory":
         return BucketStore(url, _shared_memory(), parts.netloc + parts.path)
     if parts.scheme not in _BUCKET_SCHEMES:
         raise NewObjectStoreClientError(f"object store URL {url!r} is none that is known: {_KNOWN}")
-    return BucketStore(url, _bucket(url, config), "")
+    return BucketStore(url, _bucket(url, checked), "")
 
 
-def _checked_options(options: Options) -> dict[str, str]:
-    if isinstance(options, dict | str) or not isinstance(options, Sequence):
-        raise TypeError(
-            f"object_store_options must be a sequence of (name, value) tuples, not {type(options).__name__}"
-        )
-    config: dict[str, str] = {}
-    for pair in options:
-        if not isinstance(pair, tuple) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise TypeError(f"object_store_options must hold (name, value) tuples of two strings, not {pair!r}")
-        config[pair[0].lower()] = pair[1]
-    return config
-
-
-def _bucket(url: str, config: dict[str, str]) -> AnyObstore:
+def _bucket(url: str, options: StoreOptions) -> AnyObstore:
     # imported late: most local programs never need it
     from obstore.exceptions import BaseError
     from obstore.store import from_url
 
     try:
-        return from_url(url, config=config)  # type: ignore[call-overload, no-any-return]  # keys are checked there
+        return from_url(  # type: ignore[no-any-return,call-overload]  # keys are checked there
+            url,
+            config=options.config,
+            client_options=options.client or None,
+            retry_config=options.retry or None,
+        )
     except (BaseError, ValueError, TypeError, OSError) as error:
         raise NewObjectStoreClientError(f"object store {url!r} cannot be used: {first_line(error)}") from error
 
@@ -125,8 +115,9 @@ class DirectoryStore:
 
     _counter = itertools.count()
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, durable: bool = False) -> None:
         self.root = root
+        self._durable = durable
         self._root = Path(root)
         #: Seconds that calls take lately, by the shortest of them: others had to wait for other threads. Unknown until
         #: there was one, since the directory may be a network's.
@@ -146,14 +137,18 @@ class DirectoryStore:
             try:
                 file = open(temporary, "xb", buffering=0)  # noqa: SIM115  # closed below; retried once
             except FileNotFoundError:
-                target.parent.mkdir(parents=True, exist_ok=True)
+                self._make(target.parent)
                 file = open(temporary, "xb", buffering=0)  # noqa: SIM115
             try:
                 with file:
                     view = memoryview(data)
                     while view:
                         view = view[file.write(view) :]
+                    if self._durable:
+                        os.fsync(file.fileno())
                 os.replace(temporary, target)
+                if self._durable:
+                    _sync_directory(target.parent)
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise
@@ -172,11 +167,28 @@ class DirectoryStore:
         self._took(begun)
         return data
 
+    def _make(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        if self._durable:
+            # the names of those that were just made stand in the ones above
+            for above in (directory, *directory.parents):
+                _sync_directory(above.parent)
+                if above == self._root:
+                    break
+
     def _locate(self, path: str) -> Path:
         # prefixes come from other programs by way of the server
         if any(part in ("", ".", "..") for part in path.split("/")) or "\0" in path:
             raise StoreError(f"{path!r} is no path of an object below {self._root}")
         return self._root / path
+
+
+def _sync_directory(directory: Path) -> None:
+    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 class BucketStore:
