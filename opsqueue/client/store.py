@@ -14,13 +14,14 @@ import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from opsqueue.client.store_options import Options, StoreOptions, sorted_options
+from opsqueue.client.store_options import Options, StoreOptions, sorted_options, with_environment
 from opsqueue.exceptions import NewObjectStoreClientError
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as AnyObstore
 
-_BUCKET_SCHEMES = ("s3", "gs", "az")
+#: And what their names in the environment begin with.
+_BUCKET_SCHEMES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
 _KNOWN = "file:///absolute/path, memory://, s3://bucket/path, gs://bucket/path, az://container/path"
 
 
@@ -84,7 +85,7 @@ def _bucket(url: str, options: StoreOptions) -> AnyObstore:
         return from_url(  # type: ignore[no-any-return,call-overload]  # keys are checked there
             url,
             config=options.config,
-            client_options=options.client or None,
+            client_options=with_environment(options.client, _BUCKET_SCHEMES[urllib.parse.urlsplit(url).scheme]),
             retry_config=options.retry or None,
         )
     except (BaseError, ValueError, TypeError, OSError) as error:

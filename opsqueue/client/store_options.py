@@ -6,6 +6,7 @@ or without the prefix of the store, in upper or lower case; and `durable` of our
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -61,6 +62,14 @@ def sorted_options(options: Options) -> StoreOptions:
         else:
             found.config[name] = value
     return found
+
+
+def with_environment(client: dict[str, str], prefix: str) -> dict[str, str] | None:
+    """The HTTP client's options with those of the environment, which obstore looks at only when it is given none."""
+    if not client:
+        return None
+    found = {name: os.environ[prefix + name.upper()] for name in _CLIENT if prefix + name.upper() in os.environ}
+    return found | client
 
 
 def _pairs(options: Options) -> list[tuple[str, str]]:

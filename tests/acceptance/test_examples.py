@@ -12,6 +12,7 @@ from pathlib import Path
 
 from opsqueue.producer import ProducerClient
 from tests.conftest import ServerFactory
+from tests.support import emulators
 from tests.support.server import Server, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,3 +122,19 @@ def test_every_example_is_tested_and_has_its_guide() -> None:
             assert program.name in tested
             if not program.name.startswith("wordcount"):
                 assert f"examples/{program.name}" in guides
+
+
+def test_s3(server: Server, tmp_path: Path) -> None:
+    with emulators.s3(tmp_path) as (store_url, options):
+        environment = ENVIRONMENT | {f"AWS_{name.upper()}": value for name, value in options}
+        words = [sys.executable, str(ROOT / "examples" / "s3.py")]
+        consumer = subprocess.Popen([*words, "consume", server.address, store_url], env=environment)
+        try:
+            done = subprocess.run(
+                [*words, "produce", server.address, store_url],
+                capture_output=True, text=True, timeout=100, env=environment, check=False,
+            )  # fmt: skip
+        finally:
+            consumer.kill()
+            consumer.wait(10)
+    assert (done.returncode, done.stdout) == (0, "stressed\ndesserts\neueuqspo\n"), done.stderr
