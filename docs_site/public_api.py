@@ -16,6 +16,7 @@ PUBLIC_MODULES: Final = (
     "opsqueue.exceptions",
     "opsqueue.serialization",
     "opsqueue.tracing",
+    "opsqueue.opsqueue_internal",
 )
 
 
