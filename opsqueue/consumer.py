@@ -37,7 +37,9 @@ class ConsumerClient:
     def __init__(
         self, opsqueue_url: str, object_store_url: str, *, object_store_options: Sequence[tuple[str, str]] = []
     ) -> None:
-        self.inner = opsqueue_internal.ConsumerClient(opsqueue_url, object_store_url, object_store_options)
+        self.inner: opsqueue_internal.ConsumerClient = opsqueue_internal.ConsumerClient(
+            opsqueue_url, object_store_url, object_store_options
+        )
 
     def run_each_op(
         self,

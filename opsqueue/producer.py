@@ -69,7 +69,7 @@ class ProducerClient:
     def __init__(
         self, opsqueue_url: str, object_store_url: str, *, object_store_options: Sequence[tuple[str, str]] = []
     ) -> None:
-        self.inner = RawProducerClient(opsqueue_url, object_store_url, object_store_options)
+        self.inner: RawProducerClient = RawProducerClient(opsqueue_url, object_store_url, object_store_options)
         self._meter = Meter()
 
     def server_version(self) -> str:

@@ -25,7 +25,7 @@ class AsyncConsumerClient:
     def __init__(
         self, opsqueue_url: str, object_store_url: str, *, object_store_options: Sequence[tuple[str, str]] = []
     ) -> None:
-        self.inner = AsyncRawConsumer(opsqueue_url, object_store_url, object_store_options)
+        self.inner: AsyncRawConsumer = AsyncRawConsumer(opsqueue_url, object_store_url, object_store_options)
 
     async def __aenter__(self) -> Self:
         return self

@@ -25,7 +25,7 @@ class RetryLater(Exception):
         if not 0 <= seconds * 1000 <= _LONGEST_DELAY_MS:
             raise ValueError(f"delay must be between 0 and a week, it is {delay!r}")
         super().__init__(delay)
-        self.delay_ms = round(seconds * 1000)
+        self.delay_ms: int = round(seconds * 1000)
 
     def __str__(self) -> str:
         return f"to be tried again in {self.delay_ms / 1000:g} s"
@@ -50,10 +50,10 @@ class ChunkContext:
     __slots__ = ("_dropped", "chunk", "told")
 
     def __init__(self, chunk: Chunk, dropped: Callable[[], str | None]) -> None:
-        self.chunk = chunk
+        self.chunk: Chunk = chunk
         self._dropped = dropped
         #: The callback has learnt that its result is not wanted: what it returns then may be no result at all.
-        self.told = False
+        self.told: bool = False
 
     @property
     def reason(self) -> str | None:

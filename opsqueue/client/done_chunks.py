@@ -24,9 +24,9 @@ class DoneView:
         #: Bitmaps by block; None: all chunks of the block are done.
         self._blocks: dict[int, bytes | None] = {}
         self._changed: dict[int, bytes | None] | None = None
-        self.state = "InProgress"
-        self.chunks_total = 0
-        self.chunks_done = 0
+        self.state: str = "InProgress"
+        self.chunks_total: int = 0
+        self.chunks_done: int = 0
 
     @property
     def ended(self) -> bool:

@@ -8,7 +8,9 @@ import importlib
 import inspect
 import re
 import textwrap
+import tomllib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FunctionType
 from typing import Any, NamedTuple
 
@@ -188,6 +190,15 @@ def test_a_call_names_what_it_may_raise(method: Callable[..., Any]) -> None:
     named = errors_in(whole_text(documented))
     client = BY_LAST_NAMES[method.__qualname__.split(".")[0]]
     assert ERRORS[method.__name__] <= named | errors_in(whole_text(client)), documented.name
+
+
+def test_the_package_says_that_it_is_typed_wherever_it_is_installed() -> None:
+    root = Path(__file__).parents[2]
+    assert (root / "opsqueue" / "py.typed").is_file()
+    settings = tomllib.loads((root / "pyproject.toml").read_text())["tool"]
+    assert {"py.typed", "**/*.pyi"} <= set(settings["setuptools"]["package-data"]["opsqueue"])
+    for checker in (settings["mypy"]["files"], settings["basedpyright"]["include"]):
+        assert "examples" in checker
 
 
 def test_every_exception_is_named_by_what_raises_it() -> None:
