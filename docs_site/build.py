@@ -11,8 +11,10 @@ import re
 import shutil
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from types import ModuleType
+from typing import Any, Final
 
 import pdoc
 from pdoc import render, render_helpers
@@ -20,6 +22,27 @@ from pdoc import render, render_helpers
 from docs_site.public_api import PUBLIC_MODULES, constant_comment, public_names
 
 ROOT: Final = Path(__file__).resolve().parents[1]
+
+
+class Named:
+    """A default that is shown by its name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __repr__(self) -> str:
+        return self._name
+
+
+def name_defaults(members: Iterable[pdoc.doc.Doc[Any]]) -> None:
+    """Shows a module that is a parameter's default, such as the format cbor2, by its name instead of its place here."""
+    for member in members:
+        if isinstance(member, pdoc.doc.Function):
+            shown = [
+                each.replace(default=Named(each.default.__name__)) if isinstance(each.default, ModuleType) else each
+                for each in member.signature.parameters.values()
+            ]
+            member.signature = member.signature.replace(parameters=shown)
 
 
 def documented(name: str) -> pdoc.doc.Module:
@@ -34,6 +57,8 @@ def documented(name: str) -> pdoc.doc.Module:
     for constant, comment in comments.items():
         # pdoc knows no `#:`, and takes a constant that is a module, or that has a class's docstring, for something else
         page.members[constant] = pdoc.doc.Variable(name, constant, taken_from=(name, constant), docstring=comment)
+    for members in (page.own_members, *(cls.own_members for cls in page.classes)):
+        name_defaults(members)
     return page
 
 

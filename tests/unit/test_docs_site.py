@@ -55,6 +55,13 @@ def test_the_page_of_a_method_says_what_its_docstring_says(site: Path) -> None:
     assert "there is one submission for a key (1 to 255 ASCII characters)" in " ".join(shown.split())
 
 
+def test_the_reference_is_the_same_wherever_it_is_built(site: Path) -> None:
+    for page in (site / "opsqueue").glob("*.html"):
+        shown = html.unescape(re.sub(r"<[^>]+>", "", page.read_text()))
+        assert not re.search(r"at 0x[0-9a-f]+|from '/|/site-packages/", shown), page.name
+        assert str(ROOT) not in shown
+
+
 def test_every_markdown_page_is_there(site: Path) -> None:
     assert "A batch-processing queue for heavy loads" in (site / "index.html").read_text()
     for page in (ROOT / "docs").rglob("*.md"):
