@@ -81,3 +81,22 @@ def deaf(_number: int) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     time.sleep(30)
     return 0
+
+
+def exits_on_two(number: int) -> int:
+    """Ends its process as far as it can, once."""
+    if number == 2:
+        sys.exit(3)
+    return number
+
+
+def dies_on_two(number: int) -> int:
+    """Is killed, every time."""
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def unwritable_on_two(number: int) -> Any:
+    """A result that no line can show."""
+    return {1, 2} if number == 2 else number
