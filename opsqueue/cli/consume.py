@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -132,7 +133,7 @@ class Worker:
         self.in_hand = in_hand if isinstance(in_hand, int) else 0
 
     def ended(self) -> int:
-        """The process has ended: takes what it wrote last, and gives its exit code."""
+        """The process has ended: takes what it wrote last, ends what it had started, and gives its exit code."""
         assert self.process is not None
         self.read()
         os.close(self.status)
@@ -140,6 +141,9 @@ class Worker:
         self.status = self.end = -1
         self._unread = b""
         code = self.process.wait()
+        # What it had started holds its connection open, and with that its chunk.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process = None
         self.connected, self.in_hand = False, 0
         for name, value in self._now.items():

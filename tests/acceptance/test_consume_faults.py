@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from opsqueue.exceptions import SubmissionFailedError
 from opsqueue.producer import ProducerClient
 from tests.acceptance.test_consume_command import pool, run
 from tests.conftest import ServerFactory
-from tests.support.server import Server, wait_until
+from tests.support.server import Server, is_running, wait_until
 
 
 def test_a_function_that_calls_exit_fails_its_chunk_and_its_process_goes_on(
@@ -26,27 +24,25 @@ def test_a_function_that_calls_exit_fails_its_chunk_and_its_process_goes_on(
         assert "replaced" not in running.log
 
 
-def test_a_process_that_died_is_replaced_even_when_a_child_of_it_lives_on(
+def test_a_process_that_died_is_replaced_and_a_child_of_it_does_not_keep_its_chunk(
     server: Server, store_url: str, tmp_path: Path
 ) -> None:
     producer = ProducerClient(server.address, store_url)
     marker = tmp_path / "marker"
-    try:
-        with pool(tmp_path, server, store_url, "tests.support.tasks:leaves_a_child", "--processes", "1") as running:
-            [pid] = producer.run_submission([str(marker)], chunk_size=1)
-            assert running.children() == [pid]
-            assert "was killed by signal 9" in running.log
-            running.process.terminate()
-            assert running.process.wait(20) == 0
-    finally:
-        os.kill(int(marker.read_text()), signal.SIGKILL)
+    with pool(tmp_path, server, store_url, "tests.support.tasks:leaves_a_child", "--processes", "1") as running:
+        [pid] = producer.run_submission([str(marker)], chunk_size=1)
+        assert running.children() == [pid]
+        assert "was killed by signal 9" in running.log
+        assert not is_running(int(marker.read_text()))
+        running.process.terminate()
+        assert running.process.wait(20) == 0
 
 
 def test_a_second_signal_ends_those_who_do_not_hear_it_too(server: Server, store_url: str, tmp_path: Path) -> None:
     producer = ProducerClient(server.address, store_url)
     with pool(tmp_path, server, store_url, "tests.support.tasks:deaf", "--processes", "1") as running:
-        producer.insert_submission([1], chunk_size=1)
-        wait_until(lambda: server.metric("opsqueue_chunks_reserved") == 1, "the chunk is held", within=30)
+        producer.insert_submission([str(tmp_path / "deaf")], chunk_size=1)
+        wait_until((tmp_path / "deaf").exists, "it hears nothing any more", within=30)
         running.process.terminate()
         wait_until(lambda: "ending after the chunks in hand" in running.log, "it is stopping")
         running.process.terminate()
