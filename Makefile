@@ -15,10 +15,11 @@ demo: $(VENV)/.installed ## count the identifiers of Python's standard library, 
 test: $(VENV)/.installed-test ## the whole test suite
 	@$(BIN)/python -m pytest
 
-check: $(VENV)/.installed-test ## ruff and mypy --strict
+check: $(VENV)/.installed-test ## ruff, mypy --strict, and pyright on the examples
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.installed-test ## what ruff can put right by itself
 	@$(BIN)/ruff check --fix .
@@ -41,8 +42,10 @@ load: $(VENV)/.installed-bench ## locust's page with producers and consumers; LO
 
 build: $(VENV)/.installed ## install the package into .venv and compile what has changed
 
-docs: $(VENV)/.installed ## write the pages that are generated from declarations
+docs: $(VENV)/.installed-test ## write what is generated: docs/configuration.md, and the pages with the API reference in build/docs
 	@$(BIN)/python -m opsqueue.server.settings_doc > docs/configuration.md
+	@rm -rf build/docs
+	@$(BIN)/python -m docs_site.build build/docs
 
 clean: ## remove .venv and everything that was compiled
 	rm -rf $(VENV) build *.egg-info

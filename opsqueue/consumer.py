@@ -30,7 +30,8 @@ class ConsumerClient:
     `opsqueue_url`: `host:port`, `ws://…`, `wss://…`, `http://…` or `https://…`. The object store as in ProducerClient.
 
     Raises NewObjectStoreClientError for a wrong store, IncorrectUsageError for a wrong server URL. A server that cannot
-    be reached is tried for ever; one that does not speak the protocol raises InternalConsumerClientError.
+    be reached is tried for ever; one that does not speak the protocol raises InternalConsumerClientError in every
+    method that talks to it. TypeError is raised for an argument of another type than is said.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class ConsumerClient:
         every other BaseException is raised. Either way the chunk in hand goes back to be worked on by another.
         While the callback runs, the next chunks are reserved and fetched and the last results stored, as far as that
         takes no work from idle consumers. `prefetch`: chunks ahead at most, 32 unless said; 0 is one at a time.
+        A chunk that cannot be fetched, decoded, encoded or stored is failed with the reason.
         `chunk_context()` tells the callback whether its chunk is still wanted; RetryLater and FailSubmission, raised
         from it, do what they say. `stop` ends the loop after the chunk in hand.
         """
@@ -70,7 +72,10 @@ class ConsumerClient:
         serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
         prefetch: int | None = None,
     ) -> None:
-        """As `run_each_op`, but calls `chunk_callback(operations, chunk)`, which gives all results of the chunk."""
+        """As `run_each_op`, but calls `chunk_callback(operations, chunk)`, which gives all results of the chunk.
+
+        Both are sequences: the operations as the producer gave them, the results one for each, in the same order.
+        """
         _check_callable(chunk_callback, "chunk_callback")
 
         def run(chunk: Chunk) -> bytes:
@@ -99,7 +104,12 @@ class ConsumerClient:
         self.inner.stop()
 
     def reserve_chunks(self, max: int = 1, strategy: Strategy = Strategy.Newest()) -> list[Chunk]:  # noqa: B008
-        """Waits until there is work, then gives what there is, 1 to `max` chunks. Raises IncorrectUsageError."""
+        """Waits until there is work, then gives what there is, 1 to `max` chunks.
+
+        Each is to be reported by `complete_chunk` or `fail_chunk` before the server's reservation time is over, else it
+        is handed out again. A chunk whose input cannot be fetched is failed. Raises IncorrectUsageError for `max` below
+        1, ChunkRetrievalError when no chunk is left.
+        """
         return self.inner.reserve_chunks(max, strategy)
 
     def complete_chunk(
@@ -111,7 +121,8 @@ class ConsumerClient:
     ) -> None:
         """Stores a chunk's result and reports the chunk as done. Raises ChunkStorageError, InternalConsumerClientError.
 
-        Reporting on a chunk that has expired, is done or whose submission has ended does nothing.
+        `output_content` is bytes or the like: the results as `encode_chunk` gives them. `submission_prefix` is the
+        chunk's. Reporting on a chunk that has expired, is done or whose submission has ended does nothing.
         """
         self.inner.complete_chunk(submission_id, submission_prefix, chunk_index, output_content)
 

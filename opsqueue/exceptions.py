@@ -147,7 +147,7 @@ class SubmissionConflictError(IncorrectUsageError):
 
 
 class SubmissionNotCompletedYetError(IncorrectUsageError):
-    """The submission is not completed; `args` are a text and the SubmissionId."""
+    """The submission is not completed; its arguments are a text and the SubmissionId."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else type(self).__name__

@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opsqueue.client import packing, spans
-from opsqueue.client.done_chunks import DoneChunks
+from opsqueue.client.done_chunks import DoneChunks as DoneChunks
 from opsqueue.client.listing import SubmissionPage as SubmissionPage
 from opsqueue.client.packing import ChunkSizeIsZeroError as ChunkSizeIsZeroError
-from opsqueue.client.progress import Meter, Progress
+from opsqueue.client.progress import Meter
+from opsqueue.client.progress import Progress as Progress
 from opsqueue.client.raw_producer import ProducerClient as RawProducerClient
 from opsqueue.client.values import (
     ChunkFailed,
@@ -55,9 +56,14 @@ class ProducerClient:
 
     `opsqueue_url`: `host:port`, `http://…` or `https://…`. `object_store_url`: `file:///path`, `memory://`,
     `s3://bucket/path`, `gs://bucket/path` or `az://container/path`, with `object_store_options` as (name, value) pairs.
+    Raises NewObjectStoreClientError for a wrong store, IncorrectUsageError for a wrong server URL.
 
-    Raises NewObjectStoreClientError for a wrong store, IncorrectUsageError for a wrong server URL. Every method that
-    talks to the server raises InternalProducerClientError when that fails for 5 minutes.
+    An operation is any value that the `serialization_format` can write; so is its result. What the methods take in
+    common: `chunk_size`, the operations in a chunk (the last may have fewer); `metadata`, bytes that every consumer
+    of the submission gets; `strategic_metadata`, names with integers of 64 bits by which strategies choose.
+
+    Every method that talks to the server raises InternalProducerClientError when that fails for 5 minutes. TypeError
+    is raised for an argument of another type than is said, OverflowError for integers that do not fit.
     """
 
     def __init__(
@@ -84,7 +90,7 @@ class ProducerClient:
         strategic_metadata: dict[str, int] | None = None,
         compression: Compression | None = None,
     ) -> SubmissionId:
-        """Stores `ops` in chunks of `chunk_size` and inserts them as one submission.
+        """Stores `ops` in chunks of `chunk_size` operations and inserts them as one submission.
 
         `ops` is consumed as it is stored. Raises ChunkSizeIsZeroError before that, ChunksStorageError when a chunk
         cannot be stored, SerializationError, with the index, for an operation that cannot be encoded; what `ops` or a
@@ -106,7 +112,10 @@ class ProducerClient:
         strategic_metadata: dict[str, int] | None = None,
         chunk_size: int | None = None,
     ) -> SubmissionId:
-        """As `insert_submission`, of chunks that are encoded already; `chunk_size` is a hint for people and metrics."""
+        """As `insert_submission`, of chunks that are encoded already, each bytes or the like.
+
+        `chunk_size`, in operations, is a hint for people and metrics.
+        """
         return self.inner.insert_submission_chunks(
             iter(chunk_contents),
             metadata,
@@ -134,8 +143,9 @@ class ProducerClient:
         is found for a minute after its end, then made anew. `prefix` instead of `key`: the same for the place in the
         object store, also with the reference's server; it must be given to nothing else.
 
-        Raises as `insert_submission`; SubmissionConflictError when a submission of other size or metadata has the key
-        and is in progress; ServerLacksFeatureError for a key with the reference's server.
+        Raises as `insert_submission` does; SubmissionConflictError when a submission of other size or metadata has the
+        key and is in progress; ServerLacksFeatureError for a key with the reference's server; TypeError unless either
+        `key` or `prefix` is given.
         """
         return self.inner.find_or_insert_chunks(
             packing.packed(ops, chunk_size, serialization_format, compression),
@@ -162,7 +172,7 @@ class ProducerClient:
 
         `progress` shows a bar on standard error meanwhile, if that is a terminal.
 
-        Raises, at the call, as `insert_submission` and `blocking_stream_completed_submission` do.
+        Raises at the call, as `insert_submission` does and as `blocking_stream_completed_submission` does.
         """
         with spans.running_submission():
             chunks = self.run_submission_chunks(
@@ -183,7 +193,7 @@ class ProducerClient:
         chunk_size: int | None = None,
         progress: bool = False,
     ) -> Iterator[bytes]:
-        """As `run_submission`, of chunks that are encoded already."""
+        """As `run_submission`, of chunks that are encoded already; gives the results' chunks as they are stored."""
         submission_id = self.insert_submission_chunks(
             chunk_contents, metadata=metadata, strategic_metadata=strategic_metadata, chunk_size=chunk_size
         )
@@ -244,7 +254,8 @@ class ProducerClient:
         """Waits for the submission's end, `timeout` seconds at most; then its results in order.
 
         Raises, at the call, TimeoutError, SubmissionFailedError, SubmissionCancelledError and SubmissionNotFoundError;
-        ChunkRetrievalError at a result that is missing.
+        ChunkRetrievalError at a result that is missing, DeserializationError or DecompressionError at one that cannot
+        be decoded.
         """
         chunks = self.blocking_stream_completed_submission_chunks(submission_id, timeout=timeout)
         return packing.unpacked(chunks, serialization_format)
@@ -256,7 +267,7 @@ class ProducerClient:
         return self.inner.blocking_stream_completed_submission_chunks(submission_id, timeout)
 
     async def async_stream_completed_submission_chunks(self, submission_id: SubmissionId) -> AsyncIterator[bytes]:
-        """As `blocking_stream_completed_submission_chunks`, without blocking the event loop."""
+        """As `blocking_stream_completed_submission_chunks`, without blocking the event loop and without a timeout."""
         return await self.inner.async_stream_completed_submission_chunks(submission_id)
 
     def try_stream_completed_submission(
@@ -267,7 +278,9 @@ class ProducerClient:
     ) -> Iterator[Any]:
         """The results of a submission that is completed by now.
 
-        Raises SubmissionNotCompletedYetError, also for one that is unknown or cancelled, and SubmissionFailedError.
+        Raises, at the call, SubmissionNotCompletedYetError, also for one that is unknown or cancelled, and
+        SubmissionFailedError; ChunkRetrievalError at a result that is missing, DeserializationError or
+        DecompressionError at one that cannot be decoded.
         """
         return packing.unpacked(self.try_stream_completed_submission_chunks(submission_id), serialization_format)
 
@@ -283,7 +296,7 @@ class ProducerClient:
         self.inner.cancel_submission(submission_id)
 
     def get_submission_status(self, submission_id: SubmissionId) -> SubmissionStatus | None:
-        """How far the submission is; None when it is unknown."""
+        """How far the submission is; None when it is unknown, or was forgotten some time after its end."""
         return self.inner.get_submission_status(submission_id)
 
     def wait(self, submission_id: SubmissionId, *, timeout: float | None = None) -> SubmissionStatus:
@@ -312,8 +325,9 @@ class ProducerClient:
     ) -> Iterator[tuple[int, Sequence[Any]]]:
         """(chunk index, its results) while the submission is running: as chunks end, or in order if `ordered`.
 
-        Raises SubmissionNotFoundError, ChunkRetrievalError, and after all that is done SubmissionFailedError or
-        SubmissionCancelledError. Offered by our own server only; InternalProducerClientError with another one.
+        Raises SubmissionNotFoundError; ChunkRetrievalError, DeserializationError or DecompressionError at a result that
+        cannot be had; and after all that is done SubmissionFailedError or SubmissionCancelledError. Offered by our own
+        server only; InternalProducerClientError with another one.
         """
         for index, content in self.stream_submission_chunks(submission_id, ordered=ordered):
             yield index, decode_chunk(content, serialization_format, name=packing.result_name(index))

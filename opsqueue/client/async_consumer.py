@@ -18,8 +18,8 @@ CONCURRENCY: Final = 16
 class AsyncConsumerClient:
     """Works on chunks with coroutines, several at a time, over one connection; no thread per call.
 
-    Arguments and errors as of ConsumerClient. To be used on one event loop; `async with` closes it at the end. While a
-    chunk is in hand its reservation is extended where the server offers that.
+    Arguments and errors as `ConsumerClient` has them. To be used on one event loop; `async with` closes it at the end.
+    While a chunk is in hand its reservation is extended where the server offers that.
     """
 
     def __init__(
@@ -54,7 +54,8 @@ class AsyncConsumerClient:
         """Awaits `op_callback` for each operation of a chunk, one after the other; `concurrency` chunks at a time.
 
         An exception from it fails the chunk, and the loop goes on. Runs until `stop`, or until it is cancelled: chunks
-        in hand then go back without a retry.
+        in hand then go back without a retry. Raises InternalConsumerClientError for a server that does not speak the
+        protocol, TypeError for a `concurrency` that is no number from 1.
         """
         _check_callable(op_callback, "op_callback")
 

@@ -28,7 +28,7 @@ T = TypeVar("T")
 class AsyncProducerClient:
     """Inserts submissions, waits for them and reads their results with coroutines; no thread per call.
 
-    Arguments, errors and meanings as of ProducerClient. To be used on one event loop; `async with` closes it.
+    Arguments, errors and meanings as `ProducerClient` has them. To be used on one event loop; `async with` closes it.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class AsyncProducerClient:
         strategic_metadata: dict[str, int] | None = None,
         compression: Compression | None = None,
     ) -> SubmissionId:
-        """Stores `ops` in chunks of `chunk_size` and inserts them as one submission; see ProducerClient."""
+        """As `ProducerClient.insert_submission`; `ops` may be of either kind, and is taken on the event loop."""
         return await self.insert_submission_chunks(
             packing.packed_async(ops, chunk_size, serialization_format, compression),
             metadata=metadata,
@@ -89,7 +89,7 @@ class AsyncProducerClient:
         strategic_metadata: dict[str, int] | None = None,
         chunk_size: int | None = None,
     ) -> SubmissionId:
-        """As `insert_submission`, of chunks that are encoded already."""
+        """As `ProducerClient.insert_submission_chunks`; the iterable may be of either kind."""
         prefix = new_prefix()
         # checked before anything is uploaded
         body = insert_body(wire.SeeObjectStorage(prefix, 0), metadata, strategic_metadata, chunk_size)
@@ -108,7 +108,7 @@ class AsyncProducerClient:
         strategic_metadata: dict[str, int] | None = None,
         compression: Compression | None = None,
     ) -> AsyncIterator[Any]:
-        """Inserts, waits for the end, and gives the results in order, downloaded as they are taken."""
+        """Inserts, waits for the end, and gives the results in order: as `ProducerClient.run_submission`."""
         with spans.running_submission():
             submission_id = await self.insert_submission(
                 ops,
@@ -129,8 +129,7 @@ class AsyncProducerClient:
     ) -> AsyncIterator[Any]:
         """Waits for the submission's end, `timeout` seconds at most; then its results in order.
 
-        Raises, at the call, TimeoutError, SubmissionFailedError, SubmissionCancelledError and SubmissionNotFoundError;
-        ChunkRetrievalError at a result that is missing.
+        Raises as `ProducerClient.blocking_stream_completed_submission` does.
         """
         chunks = await self.stream_completed_submission_chunks(submission_id, timeout=timeout)
         return packing.unpacked_async(chunks, serialization_format)
@@ -150,7 +149,7 @@ class AsyncProducerClient:
     ) -> AsyncIterator[Any]:
         """The results of a submission that is completed by now.
 
-        Raises SubmissionNotCompletedYetError, also for one that is unknown or cancelled, and SubmissionFailedError.
+        Raises as `ProducerClient.try_stream_completed_submission` does.
         """
         submission = (await self._run(self._calls.completed(submission_id))).submission
         chunks = async_transfer.download(lambda index: self._result(submission, index), submission.chunks_total)
@@ -163,7 +162,10 @@ class AsyncProducerClient:
         ordered: bool = False,
         serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
     ) -> AsyncIterator[tuple[int, Sequence[Any]]]:
-        """(chunk index, its results) while the submission is running: as chunks end, or in order if `ordered`."""
+        """(chunk index, its results) while the submission is running: as chunks end, or in order if `ordered`.
+
+        Raises as `ProducerClient.stream_submission` does.
+        """
         async for index, content in self.stream_submission_chunks(submission_id, ordered=ordered):
             yield index, decode_chunk(content, serialization_format, name=packing.result_name(index))
 
@@ -201,11 +203,17 @@ class AsyncProducerClient:
             ) from error
 
     async def wait(self, submission_id: SubmissionId, *, timeout: float | None = None) -> SubmissionStatus:
-        """Waits for the submission's end, `timeout` seconds at most, and gives its status then, whatever it is."""
+        """Waits for the submission's end, `timeout` seconds at most, and gives its status then, whatever it is.
+
+        Raises as `ProducerClient.wait` does.
+        """
         return await self._run(self._calls.wait(submission_id, timeout))
 
     async def progress(self, submission_id: SubmissionId) -> Progress:
-        """How far the submission is, how fast it goes on and how long that will take, from one look to the next."""
+        """How far the submission is, how fast it goes on and how long that will take, from one look to the next.
+
+        Raises SubmissionNotFoundError.
+        """
         status = await self.get_submission_status(submission_id)
         if status is None:
             raise SubmissionNotFoundError(submission_id.id)
@@ -226,7 +234,7 @@ class AsyncProducerClient:
     async def lookup_submission_ids_by_strategic_metadata(
         self, strategic_metadata: dict[str, int]
     ) -> list[SubmissionId]:
-        """The submissions in progress that have all these pairs, ascending; an empty dict gives all."""
+        """As `ProducerClient.lookup_submission_ids_by_strategic_metadata`: those in progress that have all pairs."""
         return await self._run(self._calls.lookup_submission_ids_by_strategic_metadata(strategic_metadata))
 
     async def list_submissions(
@@ -237,19 +245,19 @@ class AsyncProducerClient:
         limit: int = DEFAULT_LIMIT,
         cursor: str | None = None,
     ) -> SubmissionPage:
-        """A page of the server's submissions, ascending by id; see ProducerClient."""
+        """A page of the server's submissions, ascending by id: as `ProducerClient.list_submissions`."""
         return await self._run(self._calls.list_submissions(state, strategic_metadata, limit, cursor))
 
     async def retry_submission(self, submission_id: SubmissionId) -> SubmissionId:
-        """Does a failed submission again, without its done chunks, under the id that is returned."""
+        """Does a failed submission again, under the id that is returned: as `ProducerClient.retry_submission`."""
         return await self._run(self._calls.retry_submission(submission_id))
 
     async def pause_submission(self, submission_id: SubmissionId) -> None:
-        """Hands out none of its chunks until it is unpaused."""
+        """Hands out none of its chunks until it is unpaused: as `ProducerClient.pause_submission`."""
         await self._run(self._calls.set_paused(submission_id, True))
 
     async def unpause_submission(self, submission_id: SubmissionId) -> None:
-        """The reverse of `pause_submission`."""
+        """The reverse of `pause_submission`; raises as `pause_submission` does."""
         await self._run(self._calls.set_paused(submission_id, False))
 
     async def is_completed(self, submission_id: SubmissionId) -> bool:

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class SubmissionPage:
-    """Some submissions, ascending by id. `cursor` gives the next ones; None: there are no more.
+    """Some submissions: `submissions`, ascending by id. `cursor` gives the next ones; None: there are no more.
 
     A page with few submissions, or none, may have a cursor: the server looks at a bounded number of them for each page.
     """

@@ -17,15 +17,16 @@ _REMEMBERED: Final = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a submission is. `rate` is in chunks a second and `estimate` in seconds until the end.
+    """How far a submission is: `done` of `total` chunks. `state` is "InProgress", "Paused", "Completed" or the like.
 
-    Both are None when they are not known: at the first look, when nothing moves, and after the end.
+    `rate` is in chunks a second and `estimate` in seconds until the end. Both are None when they are not known: at the
+    first look, when nothing moves, and after the end. `failed` counts chunks that failed for good: one at most, since
+    it ends the submission.
     """
 
     state: str
     done: int
     total: int
-    #: Chunks that failed for good: one at most, since it ends the submission.
     failed: int
     rate: float | None
     estimate: float | None

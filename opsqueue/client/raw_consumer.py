@@ -214,7 +214,8 @@ class ConsumerClient:
     def reserve_chunks(self, max: int = 1, strategy: Strategy | None = None) -> list[Chunk]:
         """Waits for work; gives 1 to `max` chunks, as many as there are. Raises IncorrectUsageError for `max` < 1.
 
-        A chunk whose input cannot be fetched is failed; ChunkRetrievalError when that leaves none.
+        A chunk whose input cannot be fetched is failed; ChunkRetrievalError when that leaves none. TypeError for a
+        `max` that is no number; InternalConsumerClientError for a server that does not speak the protocol.
         """
         strategy = checked_strategy(Strategy.Newest() if strategy is None else strategy)
         if not isinstance(max, int) or isinstance(max, bool):
@@ -288,7 +289,7 @@ class ConsumerClient:
     def fail_chunk(
         self, submission_id: SubmissionId, submission_prefix: str | None, chunk_index: ChunkIndex, failure: str
     ) -> None:
-        """Reports the chunk as failed. Raises InternalConsumerClientError."""
+        """Reports the chunk as failed. Raises InternalConsumerClientError; TypeError for a failure that is no text."""
         if not isinstance(failure, str):
             raise TypeError(f"failure must be a str, not {failure!r}")
         self._report(wire.FailChunk(_chunk_id(submission_id, chunk_index), outcomes.failure_text(failure)))
@@ -296,7 +297,7 @@ class ConsumerClient:
     def run_per_chunk(
         self, strategy: Strategy, callback: Callable[[Chunk], bytes], prefetch: int | None = None
     ) -> None:
-        """Calls `callback` with one chunk after the other, until `stop`; see opsqueue.client.loop."""
+        """Calls `callback` with one chunk after the other, until `stop`; at most `prefetch` chunks are taken ahead."""
         # imported here, since the loop is made of this client
         from opsqueue.client.loop import ChunkLoop
 

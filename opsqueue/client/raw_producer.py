@@ -70,7 +70,10 @@ class ProducerClient:
         chunk_size: int | None = None,
         otel_trace_carrier: Mapping[str, str] = {},  # never changed
     ) -> SubmissionId:
-        """Stores the chunks, then inserts them as a submission."""
+        """Stores the chunks, then inserts them as a submission. `chunk_size`: operations in each, for people.
+
+        Raises ChunksStorageError; TypeError and OverflowError for metadata that cannot be sent.
+        """
         prefix = new_prefix()
         # checked before anything is uploaded
         body = insert_body(wire.SeeObjectStorage(prefix, 0), metadata, strategic_metadata, chunk_size)
@@ -95,7 +98,8 @@ class ProducerClient:
     ) -> SubmissionId:
         """The submission in progress or completed that has the key or the prefix; else as `insert_submission_chunks`.
 
-        Raises SubmissionConflictError, and ServerLacksFeatureError for a key that the server would not keep.
+        Raises SubmissionConflictError, ServerLacksFeatureError for a key that the server would not keep, and TypeError
+        unless one of the two is given.
         """
         if (key is None) == (prefix is None):
             raise TypeError("give either key or prefix")
@@ -139,7 +143,11 @@ class ProducerClient:
         chunk_size: int | None = None,
         otel_trace_carrier: Mapping[str, str] = {},  # never changed
     ) -> SubmissionId:
-        """Inserts a submission whose chunks travel inside the request: for a few small ones."""
+        """Inserts a submission whose chunks travel inside the request: for a few small ones.
+
+        `chunk_size`: operations in each, for people. Raises TypeError and OverflowError for metadata that cannot be
+        sent.
+        """
         return self.run(
             self.calls.insert_direct(chunk_contents, metadata, strategic_metadata, chunk_size, otel_trace_carrier)
         )
@@ -188,7 +196,7 @@ class ProducerClient:
         self.run(self.calls.set_paused(submission_id, True))
 
     def unpause_submission(self, submission_id: SubmissionId) -> None:
-        """The reverse of `pause_submission`; raises the same."""
+        """The reverse of `pause_submission`; raises as `pause_submission` does."""
         self.run(self.calls.set_paused(submission_id, False))
 
     def is_completed(self, submission_id: SubmissionId) -> bool:
@@ -196,7 +204,10 @@ class ProducerClient:
         return self.run(self.calls.is_completed(submission_id))
 
     def try_stream_completed_submission_chunks(self, submission_id: SubmissionId) -> PyChunksIter:
-        """Its results. Raises SubmissionNotCompletedYetError and SubmissionFailedError."""
+        """Its results. Raises SubmissionNotCompletedYetError and SubmissionFailedError.
+
+        ChunkRetrievalError comes at a result that is missing.
+        """
         return self.results(self.run(self.calls.completed(submission_id)).submission)
 
     def blocking_stream_completed_submission_chunks(
@@ -204,7 +215,8 @@ class ProducerClient:
     ) -> PyChunksIter:
         """Waits for its end, at most `timeout` seconds; then its results.
 
-        Raises TimeoutError, SubmissionFailedError, SubmissionCancelledError and SubmissionNotFoundError.
+        Raises TimeoutError, SubmissionFailedError, SubmissionCancelledError and SubmissionNotFoundError;
+        ChunkRetrievalError at a result that is missing.
         """
         return self.results(self.run(self.calls.wait_completed(submission_id, timeout)).submission)
 

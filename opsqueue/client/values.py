@@ -42,7 +42,7 @@ def _u63(value: object, what: str) -> int:
 
 @dataclass(frozen=True, slots=True, order=True, repr=False)
 class SubmissionId:
-    """Identifies a submission: a number from 0 to 2^63-1, ordered by the time of insertion.
+    """Identifies a submission: `id` is a number from 0 to 2^63-1, ordered by the time of insertion.
 
     Raises TryFromIntError from 2^63 to 2^64-1, OverflowError for a negative or larger number.
     """
@@ -62,7 +62,7 @@ class SubmissionId:
 
 @dataclass(frozen=True, slots=True, order=True, repr=False)
 class ChunkIndex:
-    """A chunk's place in its submission: a number from 0 to 2^63-1. Raises as SubmissionId does."""
+    """A chunk's place in its submission: `id` is a number from 0 to 2^63-1. Raises as `SubmissionId` does."""
 
     __match_args__ = ()
     id: int
@@ -119,7 +119,7 @@ class Strategy(_Variants):
     OrElse: ClassVar[type[StrategyOrElse]]
 
     def to_protocol(self) -> wire.Strategy:
-        """The same strategy as the protocol's type."""
+        """The same strategy as the protocol's type. Raises TypeError for what is no variant."""
         raise TypeError(f"{type(self).__name__} is not a variant of Strategy")
 
 
@@ -266,8 +266,9 @@ class StrategySelectOnly(Strategy):
 class StrategyMaxSimultaneous(Strategy):
     """Only submissions whose value of `meta_key` has fewer than `limit` chunks in flight, whoever holds them.
 
-    Submissions without the key are not limited. The limit (1 to 2^32-1) binds only the requests that carry it, and is
-    looked at anew for each chunk of a reservation; a request that it holds back waits.
+    They are taken in the order of `underlying`. Submissions without the key are not limited. The limit (1 to 2^32-1)
+    binds only the requests that carry it, and is looked at anew for each chunk of a reservation; a request that it
+    holds back waits.
     """
 
     __match_args__ = ("meta_key", "limit", "underlying")
@@ -312,7 +313,12 @@ class StrategyOrElse(Strategy):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A reserved chunk. `input_content` is its encoded operations; `submission_prefix` is None for a direct one."""
+    """A reserved chunk: the one at `chunk_index` (from 0) of the submission `submission_id`.
+
+    `input_content` is its encoded operations, `retries` how often it has failed before. `submission_prefix` is the
+    place of its submission in the object store, None for one whose chunks travel in messages. `submission_metadata` is
+    what the producer gave, `submission_otel_trace_carrier` the trace context in which it inserted the submission.
+    """
 
     submission_id: SubmissionId
     chunk_index: ChunkIndex
@@ -325,7 +331,12 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """A submission in progress or paused."""
+    """A submission in progress or paused.
+
+    `id` and `prefix` identify it; `prefix` is the place of its chunks in the object store, None when they travel in
+    messages. `chunks_total` chunks of `chunk_size` operations (a hint), `chunks_done` of them done. `metadata` and
+    `strategic_metadata` are what the producer gave. `otel_trace_carrier` is the trace context of the insert.
+    """
 
     id: SubmissionId
     chunks_total: int
@@ -339,7 +350,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmissionCompleted:
-    """A submission whose chunks are all done, since `completed_at` (UTC)."""
+    """A submission whose chunks are all done, since `completed_at` (UTC). The other fields as `Submission` has them."""
 
     id: SubmissionId
     chunks_total: int
@@ -353,7 +364,10 @@ class SubmissionCompleted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmissionFailed:
-    """A submission one chunk of which, `failed_chunk_id`, failed for good at `failed_at` (UTC)."""
+    """A submission one chunk of which, at index `failed_chunk_id`, failed for good at `failed_at` (UTC).
+
+    `chunks_done` is None when the server does not tell. The other fields as `Submission` has them.
+    """
 
     id: SubmissionId
     chunks_total: int
@@ -369,7 +383,10 @@ class SubmissionFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmissionCancelled:
-    """A submission that a producer cancelled at `cancelled_at` (UTC); its chunk size and carrier are not known."""
+    """A submission that a producer cancelled at `cancelled_at` (UTC).
+
+    `chunk_size` and `otel_trace_carrier` are None: they are not known. The other fields as `Submission` has them.
+    """
 
     id: SubmissionId
     chunks_total: int
@@ -384,7 +401,10 @@ class SubmissionCancelled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChunkFailed:
-    """The chunk that made its submission fail, and the text of its last failure."""
+    """The chunk that made its submission fail: the one at `chunk_index` of the submission `submission_id`.
+
+    `failure` is the text of its last failure, mostly a traceback; `failed_at` is its time (UTC).
+    """
 
     submission_id: SubmissionId
     chunk_index: ChunkIndex
@@ -409,7 +429,7 @@ class SubmissionStatus(_Variants):
 @_nested(SubmissionStatus)
 @dataclass(frozen=True, slots=True)
 class SubmissionStatusInProgress(SubmissionStatus):
-    """Chunks are handed out, or wait to be."""
+    """Chunks of `submission` are handed out, or wait to be."""
 
     submission: Submission
 
@@ -417,13 +437,13 @@ class SubmissionStatusInProgress(SubmissionStatus):
 @_nested(SubmissionStatus)
 @dataclass(frozen=True, slots=True)
 class SubmissionStatusPaused(SubmissionStatusInProgress):
-    """In progress, but no chunk is handed out until it is unpaused."""
+    """As `SubmissionStatus.InProgress`, but no chunk is handed out until it is unpaused."""
 
 
 @_nested(SubmissionStatus)
 @dataclass(frozen=True, slots=True)
 class SubmissionStatusCompleted(SubmissionStatus):
-    """All chunks are done."""
+    """All chunks of `submission` are done."""
 
     submission: SubmissionCompleted
 
@@ -431,7 +451,7 @@ class SubmissionStatusCompleted(SubmissionStatus):
 @_nested(SubmissionStatus)
 @dataclass(frozen=True, slots=True)
 class SubmissionStatusFailed(SubmissionStatus):
-    """One chunk failed for good."""
+    """One chunk of `submission` failed for good: `chunk`."""
 
     submission: SubmissionFailed
     chunk: ChunkFailed
@@ -440,7 +460,7 @@ class SubmissionStatusFailed(SubmissionStatus):
 @_nested(SubmissionStatus)
 @dataclass(frozen=True, slots=True)
 class SubmissionStatusCancelled(SubmissionStatus):
-    """A producer cancelled it."""
+    """A producer cancelled `submission`."""
 
     submission: SubmissionCancelled
 
@@ -457,7 +477,7 @@ class SubmissionNotCancellable(_Variants):
 @_nested(SubmissionNotCancellable)
 @dataclass(frozen=True, slots=True)
 class SubmissionNotCancellableCompleted(SubmissionNotCancellable):
-    """It is completed."""
+    """`submission` is completed."""
 
     submission: SubmissionCompleted
 
@@ -465,7 +485,7 @@ class SubmissionNotCancellableCompleted(SubmissionNotCancellable):
 @_nested(SubmissionNotCancellable)
 @dataclass(frozen=True, slots=True)
 class SubmissionNotCancellableFailed(SubmissionNotCancellable):
-    """It has failed, by `chunk`."""
+    """`submission` has failed, by `chunk`."""
 
     submission: SubmissionFailed
     chunk: ChunkFailed
@@ -474,6 +494,6 @@ class SubmissionNotCancellableFailed(SubmissionNotCancellable):
 @_nested(SubmissionNotCancellable)
 @dataclass(frozen=True, slots=True)
 class SubmissionNotCancellableCancelled(SubmissionNotCancellable):
-    """It was cancelled before."""
+    """`submission` was cancelled before."""
 
     submission: SubmissionCancelled
