@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ from rich.console import Console
 from rich.live import Live
 
 from opsqueue.cli.functions import LOG_FORMAT
-from opsqueue.cli.health import HealthPort
+from opsqueue.cli.health import HealthPort, write_whole
 from opsqueue.cli.store_flags import add_options, pairs
 from opsqueue.cli.strategies import USAGE, parse
 from opsqueue.client.urls import parse_address
@@ -38,6 +40,8 @@ _LOG_EVERY_S: Final = 10.0
 #: Seconds before a process that died is replaced: doubling, and again the first after it has lived for a while.
 _RESTART_S: Final = (0.1, 10.0)
 _LIVED_S: Final = 30.0
+#: Seconds after a second signal until those who have not ended are killed.
+_FORCE_AFTER_S: Final = 5.0
 
 EXAMPLES: Final = """\
 examples:
@@ -62,6 +66,8 @@ class Worker:
         self._config = config
         self.process: subprocess.Popen[bytes] | None = None
         self.status = -1
+        #: Readable when the process has ended; its end of the status pipe may live on in children of its own.
+        self.end = -1
         self._unread = b""
         self._started_at = 0.0
         self._pause = _RESTART_S[0]
@@ -99,11 +105,12 @@ class Worker:
             os.close(writing)
         os.set_blocking(reading, False)
         self.status = reading
+        self.end = os.pidfd_open(self.process.pid)
         self._started_at = time.monotonic()
         self.restart_at = None
 
     def read(self) -> bool:
-        """Takes what the process has written; False when it has closed its end."""
+        """Takes what the process has written; False when nobody can write any more."""
         try:
             data = os.read(self.status, 65536)
         except BlockingIOError:
@@ -126,11 +133,17 @@ class Worker:
         self.in_hand = in_hand if isinstance(in_hand, int) else 0
 
     def ended(self) -> int:
-        """The process has closed its end: waits for it, and gives its exit code."""
+        """The process has ended: takes what it wrote last, ends what it had started, and gives its exit code."""
         assert self.process is not None
+        self.read()
         os.close(self.status)
-        self.status = -1
+        os.close(self.end)
+        self.status = self.end = -1
+        self._unread = b""
         code = self.process.wait()
+        # What it had started holds its connection open, and with that its chunk.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process = None
         self.connected, self.in_hand = False, 0
         for name, value in self._now.items():
@@ -161,7 +174,11 @@ class Pool:
         self._restarts = 0
         self._was_connected = False
         self._begun = time.monotonic()
-        self._fatal: tuple[str, int] | None = None
+        #: Why something else than a signal ends us, and the exit code.
+        self._last_words: tuple[str, int] | None = None
+        #: When those who do not end are killed, on the monotonic clock.
+        self._kill_at: float | None = None
+        self._health_failed = False
         self._rates: list[tuple[float, int]] = []
         self._text = self._summary()
 
@@ -181,7 +198,7 @@ class Pool:
                 self._start_those_due()
                 for key, _ in self._selector.select(_LOOK_S):
                     if isinstance(key.data, Worker):
-                        self._hear(key.data)
+                        self._hear(key.data, ended=key.fd == key.data.end)
                     else:
                         for signal_ in signals.take():
                             self._stop(signal_.name)
@@ -196,8 +213,7 @@ class Pool:
             return code
         finally:
             self._kill()
-            if self._health_file is not None:
-                self._health_file.unlink(missing_ok=True)
+            self._remove_health()
 
     def line(self) -> str:
         """What goes on, for people, as of the last look."""
@@ -225,55 +241,84 @@ class Pool:
             if not self._stopping and worker.restart_at is not None and now >= worker.restart_at:
                 worker.start()
                 self._selector.register(worker.status, selectors.EVENT_READ, worker)
+                self._selector.register(worker.end, selectors.EVENT_READ, worker)
 
-    def _hear(self, worker: Worker) -> None:
-        if worker.read():
+    def _hear(self, worker: Worker, *, ended: bool) -> None:
+        if worker.process is None:
+            return  # both its files were ready at once
+        if not ended:
+            if not worker.read():
+                self._selector.unregister(worker.status)
             self._was_connected = self._was_connected or worker.connected
             return
-        self._selector.unregister(worker.status)
+        if worker.status in self._selector.get_map():
+            self._selector.unregister(worker.status)
+        self._selector.unregister(worker.end)
         code = worker.ended()
         if worker.fatal is not None:
             # of no use to start it again
-            self._fatal = (worker.fatal, code if code > 0 else ExitCode.CANNOT_START)
-        if self._stopping or worker.fatal is not None:
+            self._give_up(worker.fatal, code if code > 0 else ExitCode.CANNOT_START)
+        if self._stopping:
             return
         self._restarts += 1
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         pause = worker.replace_later()
         logger.warning("process %d %s; it is replaced in %.1f s", worker.number, how, pause)
 
-    def _stop(self, why: str) -> None:
+    def _give_up(self, why: str, code: int) -> None:
+        """Ends with `code`, after the chunks in hand."""
+        if not self._stopping:
+            self._last_words = (why, code)
+            self._stop(None)
+
+    def _stop(self, why: str | None) -> None:
         self._stopping += 1
-        logger.info("%s: %s", why, "ending after the chunks in hand" if self._stopping == 1 else "ending at once")
+        if self._stopping == 2:
+            self._kill_at = time.monotonic() + _FORCE_AFTER_S
+        if why is not None:
+            logger.info("%s: %s", why, "ending after the chunks in hand" if self._stopping == 1 else "ending at once")
         for worker in self._workers:
             if worker.process is not None:
                 worker.process.terminate()
 
     def _verdict(self) -> int | None:
         """The exit code, once there is nothing more to do."""
-        running = any(worker.process is not None for worker in self._workers)
-        if self._fatal is not None and not self._stopping:
-            text, code = self._fatal
-            print(f"opsqueue: consume: {text}", file=sys.stderr)
-            return code
-        if self._stopping and not running:
+        if self._stopping and not any(worker.process is not None for worker in self._workers):
+            if self._last_words is not None:
+                why, code = self._last_words
+                print(f"opsqueue: consume: {why}", file=sys.stderr)
+                return code
             return ExitCode.STOPPED if self._stopping == 1 else ExitCode.FORCED
+        if self._kill_at is not None and time.monotonic() >= self._kill_at:
+            logger.warning("some did not end within %g s and are killed", _FORCE_AFTER_S)
+            return ExitCode.FORCED
         late = self._connect_timeout is not None and time.monotonic() - self._begun > self._connect_timeout
-        if late and not self._was_connected and not self._stopping:
-            print(
-                f"opsqueue: consume: no connection within {self._connect_timeout:g} s (--connect-timeout)",
-                file=sys.stderr,
+        if late and not self._was_connected:
+            self._give_up(
+                f"no connection within {self._connect_timeout:g} s (--connect-timeout)", ExitCode.NOT_CONNECTED
             )
-            return ExitCode.NOT_CONNECTED
         return None
 
     def _show_health(self) -> None:
         if self._health_file is None:
             return
-        if self.is_healthy:
-            self._health_file.write_text(self.line() + "\n")
+        if not self.is_healthy:
+            self._remove_health()
+            return
+        try:
+            write_whole(self._health_file, self.line() + "\n")
+        except OSError as error:
+            if not self._health_failed:
+                logger.warning("--health-file %s cannot be written: %s", self._health_file, error.strerror or error)
         else:
-            self._health_file.unlink(missing_ok=True)
+            self._health_failed = False
+            return
+        self._health_failed = True
+
+    def _remove_health(self) -> None:
+        if self._health_file is not None:
+            with contextlib.suppress(OSError):  # it is not there, or cannot be: whoever looks sees that it is not kept
+                self._health_file.unlink()
 
     def _kill(self) -> None:
         for worker in self._workers:
@@ -328,7 +373,13 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--strategy", type=_strategy, metavar="STRATEGY", default="Random", help=f"{USAGE} (default: Random)")
     add("--per", choices=("op", "chunk", "raw", "map"), default="op",
         help="what FUNCTION is called with (default: op; map: see opsqueue map)")  # fmt: skip
-    add("--prefetch", type=int, metavar="N", default=None, help="chunks reserved ahead at most (default: 32; 0: none)")
+    add(
+        "--prefetch",
+        type=_prefetch,
+        metavar="N",
+        default=None,
+        help="chunks reserved ahead at most (default: 32; 0: none)",
+    )
     add("--connect-timeout", type=_seconds, metavar="TIME", default=None,
         help='give up when there is no first connection within this time, such as "30s" (default: never)')  # fmt: skip
     add("--health-file", type=Path, metavar="PATH", default=None, help="written every moment while all is well")
@@ -338,6 +389,14 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(words)
     if arguments.object_store is None:
         raise SettingsError("consume: --object-store URL is missing (or the variable OPSQUEUE_OBJECT_STORE)")
+    if arguments.health_file is not None:
+        try:
+            write_whole(arguments.health_file, "")
+            arguments.health_file.unlink()
+        except OSError as error:
+            raise SettingsError(
+                f"consume: --health-file {arguments.health_file} cannot be written: {error.strerror or error}"
+            ) from error
     try:
         parse_address(arguments.server)
     except IncorrectUsageError as error:
@@ -348,6 +407,12 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
 def _count(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 1_000:
         raise argparse.ArgumentTypeError(f"expected a number from 1 to 1,000, not {text!r}")
+    return int(text)
+
+
+def _prefetch(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a number of chunks, 0 or more, not {text!r}")
     return int(text)
 
 

@@ -18,7 +18,8 @@ from typing import Any, Final
 from opsqueue.cli import map_function
 from opsqueue.cli.functions import LOG_FORMAT, FunctionError, load
 from opsqueue.cli.strategies import parse
-from opsqueue.consumer import Chunk, ConsumerClient, RetryLater
+from opsqueue.client import raw_consumer
+from opsqueue.consumer import Chunk, ConsumerClient
 from opsqueue.exceptions import IncorrectUsageError, OpsqueueInternalError
 from opsqueue.server.exit_codes import ExitCode
 from opsqueue.server.processes import end_with_parent
@@ -34,13 +35,12 @@ class Interrupted(BaseException):
 class Status:
     """What this process has done, written to its parent by a thread of its own."""
 
-    def __init__(self, descriptor: int, connected: Callable[[], bool]) -> None:
+    def __init__(self, descriptor: int, client: raw_consumer.ConsumerClient) -> None:
+        os.set_inheritable(descriptor, False)
         self._pipe = os.fdopen(descriptor, "w", buffering=1, encoding="utf-8")
-        self._connected = connected
+        self._client = client
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="opsqueue-status", daemon=True)
-        self.done = 0
-        self.failed = 0
         self.in_hand = 0
 
     def start(self) -> None:
@@ -64,24 +64,19 @@ class Status:
         going = True
         while going:
             going = not self._ended.wait(EVERY_S)
-            if not self.write(done=self.done, failed=self.failed, in_hand=self.in_hand, connected=self._connected()):
+            done, failed = self._client.done, self._client.failed
+            if not self.write(done=done, failed=failed, in_hand=self.in_hand, connected=self._client.is_connected):
                 return
 
-    def counted(self, callback: Callable[..., Any]) -> Callable[..., Any]:
-        """`callback`, with what becomes of each chunk counted."""
+    def noted(self, callback: Callable[..., Any]) -> Callable[..., Any]:
+        """`callback`, with the time noted that it runs; what it does is a chunk's failure, never this process's end."""
 
         def run(*arguments: Any) -> Any:
             self.in_hand = 1
             try:
-                result = callback(*arguments)
-            except RetryLater:
-                raise
-            except Exception:
-                self.failed += 1
-                raise
-            else:
-                self.done += 1
-                return result
+                return callback(*arguments)
+            except SystemExit as error:
+                raise RuntimeError(f"the function called sys.exit({error.code!r})") from error
             finally:
                 self.in_hand = 0
 
@@ -100,7 +95,7 @@ def main() -> int:
             config["object_store"],
             object_store_options=[(name, value) for name, value in config["object_store_options"]],
         )
-        status = Status(int(descriptor), lambda: client.inner.is_connected)
+        status = Status(int(descriptor), client.inner)
     except IncorrectUsageError as error:
         with os.fdopen(int(descriptor), "w", encoding="utf-8") as pipe:
             pipe.write(json.dumps({"fatal": str(error)}) + "\n")
@@ -134,16 +129,16 @@ def _run(client: ConsumerClient, config: dict[str, Any], status: Status) -> int:
     prefetch = config["prefetch"]
     try:
         if config["per"] == "raw":
-            client.run_each_chunk_raw(status.counted(function), strategy=strategy, prefetch=prefetch)
+            client.run_each_chunk_raw(status.noted(function), strategy=strategy, prefetch=prefetch)
         elif config["per"] == "chunk":
-            client.run_each_chunk(status.counted(function), strategy=strategy, prefetch=prefetch)
+            client.run_each_chunk(status.noted(function), strategy=strategy, prefetch=prefetch)
         else:
             call = map_function.of(function) if config["per"] == "map" else function
 
             def each(ops: Any, _chunk: Chunk) -> list[Any]:
                 return [call(op) for op in ops]
 
-            client.run_each_chunk(status.counted(each), strategy=strategy, prefetch=prefetch)
+            client.run_each_chunk(status.noted(each), strategy=strategy, prefetch=prefetch)
     except Interrupted:
         return ExitCode.FORCED
     finally:

@@ -1,7 +1,7 @@
 """A child process of the demo or of `opsqueue map`, which ends with its parent.
 
 `PARENT server FLAGS…` is `opsqueue serve FLAGS…`; `PARENT consumer ADDRESS STORE_URL` counts identifiers until it is
-interrupted; `PARENT mapper ADDRESS STORE_URL` does what `opsqueue map` wants.
+interrupted; `PARENT pool FLAGS…` is `opsqueue consume FLAGS…`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ def main() -> int:
     end_with_parent(int(parent))
     if role == "server":
         return _serve(words)
-    return _map(*words) if role == "mapper" else _consume(*words)
+    if role == "pool":
+        return _pool(words)
+    return _consume(*words)
 
 
 def _serve(flags: list[str]) -> int:
@@ -34,12 +36,10 @@ def _consume(address: str, store_url: str) -> int:
     return 0
 
 
-def _map(address: str, store_url: str) -> int:
-    from opsqueue.cli.map_function import call
-    from opsqueue.consumer import ConsumerClient, Strategy
+def _pool(flags: list[str]) -> int:
+    from opsqueue.cli.main import main as run_command
 
-    ConsumerClient(address, store_url).run_each_op(call, strategy=Strategy.Oldest())
-    return 0
+    return run_command(["consume", *flags])
 
 
 if __name__ == "__main__":

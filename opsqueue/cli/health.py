@@ -1,9 +1,11 @@
-"""An HTTP port that says whether all is well, for supervisors and load balancers."""
+"""A file and an HTTP port that say whether all is well, for supervisors and load balancers."""
 
 from __future__ import annotations
 
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Protocol, Self
 
 from opsqueue.server.settings_sources import SettingsError
@@ -18,6 +20,17 @@ class Watched(Protocol):
 
     def line(self) -> str:
         """What goes on, for people."""
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a small file so that a reader sees the old or the new one. Raises OSError."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 class HealthPort:

@@ -5,6 +5,7 @@ Everything is under one process and gone when that ends, however it ends.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -18,7 +19,8 @@ from typing import Final
 from opsqueue.server.processes import STOP_SIGNALS
 
 START_WITHIN_S: Final = 10.0
-STOP_WITHIN_S: Final = 3.0
+#: For each of the two.
+STOP_WITHIN_S: Final = 2.0
 
 
 class LocalQueueError(Exception):
@@ -69,12 +71,14 @@ def child(
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask it to stop, and kill it if it does not. A second Ctrl-C does not keep us from it."""
+    """Ask it to stop, to stop at once, and kill it if it does not. A second Ctrl-C does not keep us from it."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
     try:
-        process.send_signal(signal.SIGINT)
-        process.wait(STOP_WITHIN_S)
-    except subprocess.TimeoutExpired:
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_WITHIN_S)
+                return
         process.kill()
         process.wait()
     finally:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,16 +21,18 @@ from typing import Any, BinaryIO, Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from opsqueue.cli import functions, map_function, map_items
-from opsqueue.cli.local_queue import LocalQueueError, child, local_server
+from opsqueue.cli import functions, map_items
+from opsqueue.cli.local_queue import LocalQueueError, child, local_server, log_text
 from opsqueue.cli.store_flags import add_options, pairs
 from opsqueue.exceptions import (
     ChunkRetrievalError,
     ChunksStorageError,
     InternalProducerClientError,
     NewObjectStoreClientError,
+    SerializationError,
     SubmissionCancelledError,
     SubmissionFailedError,
+    SubmissionNotCancellableError,
     SubmissionNotFoundError,
 )
 from opsqueue.producer import ProducerClient, SubmissionId
@@ -35,6 +41,11 @@ from opsqueue.server.exit_codes import ExitCode
 from opsqueue.server.settings_sources import OneLineParser, SettingsError
 
 _STATE_FILE: Final = "map.json"
+_LOCK_FILE: Final = "lock"
+#: Times that an item may end the process that works on it.
+_MAX_CRASHES: Final = 3
+#: Seconds between two looks at the processes.
+_LOOK_S: Final = 0.25
 
 EXAMPLES: Final = """\
 examples:
@@ -55,6 +66,10 @@ class MapError(Exception):
     """The run cannot go on; the text says why."""
 
 
+class ItemFailedError(Exception):
+    """An item failed, and nobody said where to write that."""
+
+
 @dataclass
 class State:
     """What an interrupted run leaves behind, in a directory of its own."""
@@ -63,27 +78,57 @@ class State:
     what: list[str]
     submission: int | None = None
     items: int = 0
+    #: Locked for as long as the run lasts; the kernel lets go of it.
+    lock: BinaryIO | None = None
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> State:
-        """The state of the run that `arguments` describe, as an earlier one left it if --resume is given."""
+        """The state of the run that `arguments` describe, as an earlier one left it if --resume is given.
+
+        Raises SettingsError when another run uses it now, or left it unfinished and nobody says what to do with it.
+        """
         what = [arguments.function, arguments.kind, arguments.source or "-", arguments.server or "local"]
         digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
         state = cls(arguments.state or Path(f".opsqueue-map-{digest}"), what)
-        if not state.home.exists():
-            if arguments.resume:
-                raise SettingsError(f"map: there is nothing to resume: {state.home} does not exist")
+        if arguments.resume and not (state.home / _STATE_FILE).exists():
+            raise SettingsError(f"map: there is nothing to resume: {state.home} does not exist")
+        state._take()
+        if not (state.home / _STATE_FILE).exists():
             return state
         saved = state._saved()
-        if not arguments.resume:
-            shutil.rmtree(state.home)
+        if arguments.restart:
+            state._empty()
             return state
+        if not arguments.resume:
+            raise SettingsError(
+                f"map: an earlier run did not finish: --resume goes on with what is in {state.home}, --restart throws "
+                "it away, --state names another place"
+            )
         if saved["what"] != what:
             raise SettingsError(
                 f"map: {state.home} belongs to another run: {' '.join(saved['what'])}; give the same arguments"
             )
         state.submission, state.items = saved["submission"], saved["items"]
         return state
+
+    def _take(self) -> None:
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+            self.lock = (self.home / _LOCK_FILE).open("ab")
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SettingsError(
+                f"map: another run is using {self.home}; wait for it, or name another place by --state"
+            ) from error
+        except OSError as error:
+            raise SettingsError(f"map: cannot write {self.home}: {error.strerror or error}") from error
+
+    def _empty(self) -> None:
+        for path in self.home.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != _LOCK_FILE:
+                path.unlink()
 
     def _saved(self) -> dict[str, Any]:
         try:
@@ -120,12 +165,27 @@ def run(words: Sequence[str]) -> int:
         print(f"opsqueue: map: interrupted; --resume goes on with what is in {state.home}", file=sys.stderr)
         return ExitCode.INTERRUPTED
     except (
-        MapError, LocalQueueError, map_items.ItemError, InternalProducerClientError, SubmissionFailedError,
-        SubmissionCancelledError, SubmissionNotFoundError, ChunkRetrievalError, ChunksStorageError,
+        ItemFailedError, map_items.ItemError, SerializationError, SubmissionFailedError, SubmissionCancelledError,
+        SubmissionNotFoundError,
     ) as error:  # fmt: skip
         print(f"opsqueue: map: {error}", file=sys.stderr)
-        state.remove()
+        state.remove()  # going on would end in the same way
         return ExitCode.CANNOT_START
+    except (
+        MapError, LocalQueueError, InternalProducerClientError, ChunkRetrievalError, ChunksStorageError, OSError,
+    ) as error:  # fmt: skip
+        if isinstance(error, BrokenPipeError):
+            raise
+        print(f"opsqueue: map: {error}", file=sys.stderr)
+        if state.submission is None:
+            state.remove()
+        else:
+            print(f"opsqueue: map: --resume goes on with what is in {state.home}", file=sys.stderr)
+        return ExitCode.CANNOT_START
+    except SettingsError:
+        if state.submission is None:
+            state.remove()
+        raise
     state.remove()
     return ExitCode.CANNOT_START if failed and arguments.errors is None else ExitCode.STOPPED
 
@@ -164,19 +224,44 @@ def _client(arguments: argparse.Namespace, state: State, stack: ExitStack) -> Pr
             raise SettingsError(f"map: {error}") from error
     home = state.home.absolute()
     (home / "store").mkdir(exist_ok=True)
-    server = stack.enter_context(local_server(home, "--max-submission-age", "100 years"))
+    server = stack.enter_context(
+        local_server(home, "--max-submission-age", "100 years", "--max-chunk-crashes", str(_MAX_CRASHES))
+    )
     store_url = (home / "store").as_uri()
-    for number in range(arguments.processes):
-        stack.enter_context(
-            child(
-                home,
-                "mapper",
-                [server, store_url],
-                name=f"mapper-{number}",
-                environment={map_function.VARIABLE: arguments.function},
-            )
-        )
-    return ProducerClient(server, store_url)
+    words = [
+        arguments.function, "--per", "map", "--strategy", "Oldest", "--server", server, "--object-store", store_url,
+        "--processes", str(arguments.processes),
+    ]  # fmt: skip
+    client = ProducerClient(server, store_url)
+    pool = stack.enter_context(child(home, "pool", words))
+    stack.enter_context(_watching(pool, state, client))
+    return client
+
+
+@contextmanager
+def _watching(pool: subprocess.Popen[bytes], state: State, client: ProducerClient) -> Iterator[None]:
+    """When the processes end by themselves, so does the submission, and with it the wait for its results."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_S):
+            if pool.poll() is not None and state.submission is not None:
+                with contextlib.suppress(SubmissionNotCancellableError, InternalProducerClientError):
+                    client.cancel_submission(SubmissionId(state.submission))
+                return
+
+    thread = threading.Thread(target=watch, name="opsqueue-map-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    except SubmissionCancelledError as error:
+        if pool.poll() is None:
+            raise
+        lines = log_text(state.home, "pool").splitlines()
+        raise map_items.ItemError(f"the processes ended: {lines[-1] if lines else 'they said nothing'}") from error
+    finally:
+        over.set()
+        thread.join()
 
 
 def _insert(arguments: argparse.Namespace, state: State, client: ProducerClient) -> None:
@@ -211,13 +296,18 @@ def _write_results(
             for result in results:
                 number += 1
                 value, error = _outcome(result, number)
+                if error is None:
+                    try:
+                        writer.write(value)
+                    except map_items.ItemError as unwritable:
+                        error = (str(unwritable), "")
                 if error is not None:
                     failed += 1
                     if errors is None:
-                        raise MapError(f"item {number} failed; --errors FILE would go on\n{error[1]}".rstrip())
+                        raise ItemFailedError(f"item {number} failed; --errors FILE would go on\n{error[1]}".rstrip())
                     line = {"item": number, "error": error[0], "traceback": error[1]}
                     errors.write(json.dumps(line).encode() + b"\n")
-                writer.write(value)
+                    writer.write(None)
             progress.update(bar, completed=number)
     if number != state.items:
         raise MapError(f"{state.items} items went in, {number} results came back")
@@ -253,6 +343,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     add("--output", metavar="FILE", default=None, help="default: standard output")
     add("--errors", metavar="FILE", default=None, help="go on after failures, and write them here as JSON lines")
     add("--resume", action="store_true", help="go on where the same command was interrupted")
+    add("--restart", action="store_true", help="throw away what an interrupted run left, and begin anew")
     add("--state", type=Path, metavar="DIRECTORY", default=None, help="for --resume (default: .opsqueue-map-…, here)")
     add(
         "--server",

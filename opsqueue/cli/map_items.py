@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -36,8 +37,9 @@ def _lines(kind: str, stream: BinaryIO, name: str) -> Iterator[Any]:
     for number, line in enumerate(stream, 1):
         text = line.rstrip(b"\r\n")
         try:
-            yield orjson.loads(text) if kind == "json" else text.decode()
-        except orjson.JSONDecodeError as error:
+            # the standard library's: integers keep their value however large they are
+            yield json.loads(text) if kind == "json" else text.decode()
+        except json.JSONDecodeError as error:
             raise ItemError(f"{name}, line {number} is no JSON: {error}") from error
         except UnicodeDecodeError as error:
             raise ItemError(f"{name}, line {number} is not UTF-8: {error}") from error
@@ -49,7 +51,12 @@ def _files(directory: Path) -> Iterator[str]:
     for folder, folders, names in os.walk(directory):
         folders.sort()
         for name in sorted(names):
-            yield os.path.join(folder, name)
+            path = os.path.join(folder, name)
+            try:
+                path.encode()
+            except UnicodeEncodeError as error:
+                raise ItemError(f"the name of {os.fsencode(path)!r} is not UTF-8; rename the file") from error
+            yield path
 
 
 class Writer:
@@ -61,12 +68,19 @@ class Writer:
         self._count = 0
 
     def write(self, result: Any) -> None:
-        """One line. Raises ItemError for a result that is no JSON."""
+        """One line. Raises ItemError for a result that is no line, and writes nothing then."""
+        self._stream.write(self._line(result) + b"\n")
         self._count += 1
-        if self._kind == "text" and isinstance(result, str):
-            self._stream.write(result.encode() + b"\n")
-            return
+
+    def _line(self, result: Any) -> bytes:
         try:
-            self._stream.write(orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY))
-        except TypeError as error:
-            raise ItemError(f"result {self._count} cannot be written as JSON: {error}") from error
+            if self._kind == "text" and isinstance(result, str):
+                if "\n" in result or "\r" in result:
+                    raise ItemError(f"result {self._count + 1} has several lines; --kind json keeps them apart")
+                return result.encode()
+            try:
+                return orjson.dumps(result, option=orjson.OPT_SERIALIZE_NUMPY)
+            except TypeError:
+                return json.dumps(result, ensure_ascii=False, separators=(",", ":")).encode()
+        except (TypeError, ValueError) as error:
+            raise ItemError(f"result {self._count + 1} cannot be written as JSON: {error}") from error

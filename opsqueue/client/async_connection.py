@@ -124,7 +124,9 @@ class AsyncConnection(Session, asyncio.Protocol):
 
     def _abort(self) -> None:
         if self._transport is not None:
-            self._transport.close()
+            # not close(), which waits until everything is written: a peer that has gone reads nothing
+            self._transport.abort()
+        self.writable.set()
 
     def _limit_silence(self, seconds: float) -> None:
         self._silence_s = seconds

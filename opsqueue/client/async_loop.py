@@ -17,6 +17,7 @@ from opsqueue.client.raw_consumer import note_reserved
 from opsqueue.client.session import Arrival, ConnectionLostError, Reservation
 from opsqueue.client.store import StoreError, input_path, output_path
 from opsqueue.client.values import Chunk, Strategy
+from opsqueue.exceptions import OpsqueueInternalError
 from opsqueue.protocol import consumer as wire
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 UNWANTED: Final = frozenset(("cancelled", "failed", "completed"))
 
 
+#: Seconds for a new connection, when the loop is stopped and results are not reported yet.
+_LAST_REPORTS_S: Final = 10.0
 #: Inputs are fetched by each chunk's task, not as chunks arrive.
 _NOTHING: Future[bytes] = Future()
 _NOTHING.set_result(b"")
@@ -55,7 +58,7 @@ class AsyncChunkLoop:
         self._connection: AsyncConnection | None = None
         #: Sent, but no answer has come since that shows that they arrived; numbered in the order of sending.
         self._unconfirmed: deque[tuple[int, wire.CompleteChunk]] = deque()
-        self._again: list[wire.ClientContents] = []
+        self._again: list[wire.CompleteChunk] = []
         self._sent = 0
 
     def stop(self) -> None:
@@ -74,6 +77,7 @@ class AsyncChunkLoop:
                     logger.debug("going on with the next connection: %s", error)
             while self._tasks:
                 await self._one_ends()
+            await self._send_last_reports()
         finally:
             extending.cancel()
             for task in self._tasks:
@@ -95,23 +99,34 @@ class AsyncChunkLoop:
         self._use(connecting.result())
         connection = self._own()
         reservation = Reservation(lambda _chunk, _submission: _NOTHING)
+        again = self._take_again()
         sent = self._sent
-        again, self._again = self._again, []
         asked_at = asyncio.get_running_loop().time()
         connection.reserve(reservation, self._concurrency - len(self._tasks), self._strategy, again)
         arrived = asyncio.ensure_future(asyncio.wrap_future(reservation.arrived))
+        begun = False
         try:
             if not await self._or_stopped(arrived):
                 return
+            while self._unconfirmed and self._unconfirmed[0][0] <= sent:
+                self._unconfirmed.popleft()
+            note_reserved(asyncio.get_running_loop().time() - asked_at, arrived.result())
+            for arrival in arrived.result():
+                self._tasks[asyncio.create_task(self._process(connection, arrival))] = arrival.id
+            begun = True
         finally:
-            if not arrived.done():
+            if not begun:
+                # also when the answer and the cancellation came together
                 connection.give_back(reservation)
                 arrived.add_done_callback(_looked_at)
-        while self._unconfirmed and self._unconfirmed[0][0] <= sent:
-            self._unconfirmed.popleft()
-        note_reserved(asyncio.get_running_loop().time() - asked_at, arrived.result())
-        for arrival in arrived.result():
-            self._tasks[asyncio.create_task(self._process(connection, arrival))] = arrival.id
+
+    def _take_again(self) -> list[wire.ClientContents]:
+        """The completions that may have been lost with a connection, to be sent now; they may be lost again."""
+        again, self._again = self._again, []
+        for report in again:
+            self._sent += 1
+            self._unconfirmed.append((self._sent, report))
+        return list(again)
 
     async def _or_stopped(self, wanted: asyncio.Future[AsyncConnection] | asyncio.Future[list[Arrival]]) -> bool:
         """Waits for `wanted`, while chunks that end are taken note of; False when the loop is to stop first."""
@@ -178,21 +193,29 @@ class AsyncChunkLoop:
         try:
             with Entered(context):
                 output = memoryview(await self._callback(context.chunk)).tobytes()
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # of the loop; another one came out of something that the callback waited for
             meters.processed(asyncio.get_running_loop().time() - begun, error)
-            return None if context.reason in UNWANTED else outcomes.of_exception(connection, chunk_id, error)
+            return None if self._is_unwanted(context) else outcomes.of_exception(connection, chunk_id, error)
         meters.processed(asyncio.get_running_loop().time() - begun, None)
-        if context.reason in UNWANTED:
+        if self._is_unwanted(context):
             return None
         self._sizes[chunk_id] = len(output)
         if direct:
-            return wire.CompleteChunk(chunk_id, output)
+            return outcomes.direct(chunk_id, output)
         try:
             with self._span("complete", "settle", arrival):
                 await self._client.store.put(output_path(prefix or "", chunk_id.chunk_index), output)
         except StoreError as error:
             return outcomes.not_stored(chunk_id, error)
         return wire.CompleteChunk(chunk_id, None)
+
+    @staticmethod
+    def _is_unwanted(context: ChunkContext) -> bool:
+        """One that was told may have returned anything; one that was not has a result, and the first one counts."""
+        return context.told or context.reason in UNWANTED
 
     @staticmethod
     def _span(operation: str, kind: str, arrival: Arrival) -> AbstractContextManager[None]:
@@ -224,6 +247,24 @@ class AsyncChunkLoop:
                 connection.send([wire.ExtendReservation(chunk_id) for chunk_id in self._tasks.values()])
             except ConnectionLostError as error:
                 logger.debug("%s", error)
+
+    async def _send_last_reports(self) -> None:
+        """Results that are stored are reported on, also when the connection was lost meanwhile."""
+        connection = self._connection
+        if connection is None or (connection.alive and not self._again) or not (self._again or self._unconfirmed):
+            return
+        reason = "there was no connection in time"
+        try:
+            async with asyncio.timeout(_LAST_REPORTS_S):
+                self._use(await self._client.connect())
+                self._own().send(self._take_again())
+            return
+        except TimeoutError:
+            pass
+        except (ConnectionLostError, OpsqueueInternalError) as error:
+            reason = str(error)
+        count = len(self._again) + len(self._unconfirmed)
+        logger.warning("%d finished chunks could not be reported, they will be done again: %s", count, reason)
 
     async def _give_up(self) -> None:
         connection = self._connection

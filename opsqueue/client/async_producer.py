@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 from opsqueue.client import async_transfer, packing, spans, streaming
 from opsqueue.client.async_http import AsyncHttpClient
 from opsqueue.client.async_store import AsyncStore
-from opsqueue.client.done_chunks import DoneView
+from opsqueue.client.done_chunks import COMPLETED, DoneView
 from opsqueue.client.exchange import Call
 from opsqueue.client.ids import new_prefix
 from opsqueue.client.listing import DEFAULT_LIMIT, SubmissionPage
@@ -188,7 +188,8 @@ class AsyncProducerClient:
         )
         async for pair in stream:
             yield pair
-        await self._run(self._calls.wait_completed(submission_id))
+        if view.state != COMPLETED:  # the server may have forgotten a completed one while its results were read
+            await self._run(self._calls.wait_completed(submission_id))
 
     async def _result(self, submission: AnySubmission, index: int) -> bytes:
         number, prefix = submission.id.id, submission.prefix

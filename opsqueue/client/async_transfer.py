@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 
 from opsqueue.client.async_store import AsyncStore
-from opsqueue.client.download import FIRST_AHEAD, MAX_AHEAD
+from opsqueue.client.download import ahead_limit
 from opsqueue.client.store import StoreError, input_path
 from opsqueue.client.streaming import Finished
 from opsqueue.client.upload import MAX_BYTES, MAX_CHUNKS
@@ -46,8 +46,7 @@ async def download(fetch: Callable[[int], Awaitable[bytes]], total: int) -> Asyn
     largest, started = 0, 0
     try:
         while True:
-            limit = FIRST_AHEAD if not largest else max(1, min(MAX_AHEAD, MAX_BYTES // largest))
-            while started < total and len(running) < limit:
+            while started < total and len(running) < ahead_limit(largest):
                 running.append(asyncio.ensure_future(fetch(started)))
                 started += 1
             if not running:
@@ -69,18 +68,22 @@ async def stream(
 ) -> AsyncIterator[tuple[int, bytes]]:
     """As `opsqueue.client.streaming.stream`, under asyncio."""
     running: deque[tuple[int, asyncio.Future[bytes]]] = deque()
+    largest = 0
     try:
         while True:
-            while len(running) < MAX_AHEAD and (chunk := finished.take()) is not None:
+            while len(running) < ahead_limit(largest) and (chunk := finished.take()) is not None:
                 running.append((chunk, asyncio.ensure_future(fetch(chunk))))
             if running:
-                index, content = running.popleft()
-                yield index, await content
+                index, coming = running.popleft()
+                content = await coming
+                largest = max(largest, len(content), 1)
+                yield index, content
+                del content  # before the next ones come
             elif ended():
                 return
             else:
                 await refresh()
                 finished.refreshed()
     finally:
-        for _, content in running:
-            content.cancel()
+        for _, coming in running:
+            coming.cancel()

@@ -11,7 +11,8 @@ from opsqueue.exceptions import InternalProducerClientError, SubmissionNotFoundE
 from opsqueue.protocol.done import BLOCK_CHUNKS, decode_done
 from opsqueue.protocol.errors import ProtocolError
 
-_ENDED: Final = frozenset(("Completed", "Failed", "Cancelled"))
+COMPLETED: Final = "Completed"
+_ENDED: Final = frozenset((COMPLETED, "Failed", "Cancelled"))
 
 
 class DoneView:

@@ -21,6 +21,11 @@ MAX_BYTES = 64 * 1024 * 1024
 FIRST_AHEAD = 4
 
 
+def ahead_limit(largest: int) -> int:
+    """Chunks that may be fetched ahead when the largest so far had so many bytes; 0: none has come."""
+    return FIRST_AHEAD if not largest else max(1, min(MAX_AHEAD, MAX_BYTES // largest))
+
+
 class _Ahead:
     """Fetches of chunks, 0 to `chunks` - 1 or those that it lists, started a few ahead of the one that is taken."""
 
@@ -33,7 +38,7 @@ class _Ahead:
 
     def start(self) -> Future[bytes] | None:
         """The fetch of the next chunk; None at the end."""
-        limit = FIRST_AHEAD if not self._largest else max(1, min(MAX_AHEAD, MAX_BYTES // self._largest))
+        limit = ahead_limit(self._largest)
         while len(self._running) < limit and (index := next(self._chunks, None)) is not None:
             self._running.append(self._start(partial(self._fetch, index)))
         return self._running[0] if self._running else None

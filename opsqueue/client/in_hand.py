@@ -247,7 +247,15 @@ class InHand:
         """About the chunk that the loop has taken: to be sent with what is sent next."""
         with self._lock:
             self._taken = None
-            self._reports.append(report)
+            self._note(report)
+
+    def _note(self, report: wire.ClientContents) -> None:
+        """Under the lock."""
+        self._reports.append(report)
+        if isinstance(report, wire.CompleteChunk):
+            self._client.done += 1
+        elif isinstance(report, wire.FailChunk | wire.FailSubmission):
+            self._client.failed += 1
 
     def store(self, arrival: Arrival, output: bytes) -> None:
         """Stores a result, and reports the chunk as done when it is stored, or as failed."""
@@ -282,7 +290,7 @@ class InHand:
         report = self._outcome(chunk_id, storing)
         with self._lock:
             self._storing.pop(chunk_id, None)
-            self._reports.append(report)
+            self._note(report)
             # between two callbacks, and soon after a short one, the loop's thread sends it with other things
             chunk_s = self.pace.chunk_s
             send = self._waiting or (self.running is not None and (chunk_s is None or chunk_s > 2 * _SOON_S))

@@ -26,7 +26,7 @@ def failure_text(text: str) -> str:
     return encoded.decode(errors="ignore")
 
 
-def of_exception(session: Session, chunk_id: wire.ChunkId, error: Exception) -> wire.ClientContents:
+def of_exception(session: Session, chunk_id: wire.ChunkId, error: BaseException) -> wire.ClientContents:
     """The report on a chunk whose callback raised `error`, which is logged."""
     if isinstance(error, RetryLater) and session.knows(wire.RETRY_LATER):
         logger.info("chunk %d of submission %d: %s", chunk_id.chunk_index, chunk_id.submission_id, error)
@@ -60,7 +60,7 @@ def not_stored(chunk_id: wire.ChunkId, error: Exception) -> wire.FailChunk:
     return failed(chunk_id, text, text)
 
 
-def _explained(error: Exception) -> tuple[str, str]:
+def _explained(error: BaseException) -> tuple[str, str]:
     """The traceback, ending with the exception's qualified name and message; and that end alone."""
     try:
         message = str(error)

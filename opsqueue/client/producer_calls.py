@@ -94,7 +94,8 @@ class ProducerCalls:
             if key is not None:
                 # the server itself knows that
                 return None
-            known = yield from self.lookup_submission_id_by_prefix(prefix)
+            # not one that failed long ago, which the caller wants to do again
+            known = yield from self.find_usable(None, prefix)
             return None if known is None else Answer(200, b"%d" % known.id)
 
         answer = yield from self._exchange.request(

@@ -161,6 +161,9 @@ class ConsumerClient:
         self._link = self._new_link()
         self._loops: weakref.WeakSet[ChunkLoop] = weakref.WeakSet()
         self._stopped = False
+        #: Chunks that the loops have finished, and whose results are stored; and those that have failed here.
+        self.done = 0
+        self.failed = 0
 
     def _new_link(self) -> _Link:
         link = _Link(self._address)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from opsqueue.client import listing, spans, streaming, upload
-from opsqueue.client.done_chunks import DoneChunks
+from opsqueue.client.done_chunks import COMPLETED, DoneChunks
 from opsqueue.client.download import PyChunksAsyncIter, PyChunksIter, Start
 from opsqueue.client.exchange import Call
 from opsqueue.client.http import HttpClient
@@ -301,4 +301,5 @@ class ProducerClient:
             lambda index: start(partial(fetch, index)),
             lambda: view.ended,
         )
-        self.run(self.calls.wait_completed(submission_id))
+        if view.state != COMPLETED:  # the server may have forgotten a completed one while its results were read
+            self.run(self.calls.wait_completed(submission_id))

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Final
 
 from opsqueue.client.done_chunks import DoneView
-from opsqueue.client.download import MAX_AHEAD
+from opsqueue.client.download import ahead_limit
 
 #: Seconds that one question for news waits.
 WAIT_S: Final = 30.0
@@ -47,18 +47,22 @@ def stream(
 ) -> Iterator[tuple[int, bytes]]:
     """Each chunk's index and result, fetched a few ahead. `refresh` waits for news; `ended`: there will be none."""
     running: deque[tuple[int, Future[bytes]]] = deque()
+    largest = 0
     try:
         while True:
-            while len(running) < MAX_AHEAD and (chunk := finished.take()) is not None:
+            while len(running) < ahead_limit(largest) and (chunk := finished.take()) is not None:
                 running.append((chunk, start(chunk)))
             if running:
-                index, content = running.popleft()
-                yield index, content.result()
+                index, coming = running.popleft()
+                content = coming.result()
+                largest = max(largest, len(content), 1)
+                yield index, content
+                del content  # before the next ones come
             elif ended():
                 return
             else:
                 refresh()
                 finished.refreshed()
     finally:
-        for _, content in running:
-            content.cancel()
+        for _, coming in running:
+            coming.cancel()

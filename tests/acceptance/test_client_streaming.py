@@ -14,7 +14,7 @@ from opsqueue.producer import ProducerClient, SubmissionFailedError, SubmissionI
 from tests.conftest import ServerFactory
 from tests.integration.client_fakes import FakeServer, running
 from tests.support.consumer_threads import consuming, of_each_op
-from tests.support.server import Server
+from tests.support.server import Server, wait_until
 
 
 @pytest.fixture
@@ -183,3 +183,18 @@ def test_a_server_that_keeps_no_keys_is_told_apart(store_url: str) -> None:
         client = ProducerClient(f"127.0.0.1:{fake.server.port}", store_url)
         with pytest.raises(ServerLacksFeatureError, match="does not offer find_or_insert by key"):
             client.find_or_insert([1], chunk_size=1, key="a")
+
+
+def test_a_reader_slower_than_the_server_remembers_gets_every_result(
+    server_factory: ServerFactory, store_url: str
+) -> None:
+    server = server_factory(max_submission_age="1 second")
+    producer = ProducerClient(server.address, store_url)
+    with consuming(server, store_url, of_each_op(abs)):
+        submission = producer.insert_submission(range(3), chunk_size=1)
+        seen = []
+        for index, _ in producer.stream_submission(submission):
+            seen.append(index)
+            if len(seen) == 3:
+                wait_until(lambda: producer.get_submission_status(submission) is None, "it is forgotten", within=30)
+    assert sorted(seen) == [0, 1, 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -55,3 +56,48 @@ def slowly(number: int) -> int:
         calls.write(f"{number}\n")
     time.sleep(0.02)
     return -number
+
+
+def exits(number: int) -> int:
+    """Ends its process as far as it can."""
+    sys.exit(number)
+
+
+def leaves_a_child(path: str) -> int:
+    """Is killed the first time, and a process that it started lives on."""
+    if not os.path.exists(path):
+        with open(path, "w") as file:
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+            file.write(str(child))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def deaf(marker: str) -> int:
+    """Hears no signal for half a minute, and says when that begins."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    Path(marker).touch()
+    time.sleep(30)
+    return 0
+
+
+def exits_on_two(number: int) -> int:
+    """Ends its process as far as it can, once."""
+    if number == 2:
+        sys.exit(3)
+    return number
+
+
+def dies_on_two(number: int) -> int:
+    """Is killed, every time."""
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def unwritable_on_two(number: int) -> Any:
+    """A result that no line can show."""
+    return {1, 2} if number == 2 else number
