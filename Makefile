@@ -12,8 +12,8 @@ help: ## say what the targets do
 demo: $(VENV)/.installed ## count the identifiers of Python's standard library, through the queue
 	@$(BIN)/opsqueue demo $(DEMO)
 
-test: $(VENV)/.installed-test ## the whole test suite
-	@$(BIN)/python -m pytest
+test: $(VENV)/.installed-test ## the whole test suite, by two processes: most tests wait for servers to start
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-test ## ruff, mypy --strict, and pyright on the examples
 	@$(BIN)/ruff check .

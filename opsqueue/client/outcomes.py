@@ -18,7 +18,7 @@ MAX_DIRECT_BYTES = wire.MAX_MESSAGE_BYTES - 1024
 
 
 def failure_text(text: str) -> str:
-    """A text that can be sent: valid Unicode, its middle left out when it is too long."""
+    """A text that can be sent, and logged: valid Unicode, its middle left out when it is too long."""
     encoded = text.encode(errors="backslashreplace")
     if len(encoded) > MAX_FAILURE_BYTES:
         half = MAX_FAILURE_BYTES // 2 - 10
@@ -34,15 +34,18 @@ def of_exception(session: Session, chunk_id: wire.ChunkId, error: BaseException)
     text, summary = _explained(error)
     if isinstance(error, FailSubmission) and session.knows(wire.FAIL_SUBMISSION):
         logger.warning(
-            "chunk %d fails its submission %d: %s", chunk_id.chunk_index, chunk_id.submission_id, error.reason
-        )
+            "chunk %d fails its submission %d: %s",
+            chunk_id.chunk_index, chunk_id.submission_id, failure_text(error.reason),
+        )  # fmt: skip
         return wire.FailSubmission(chunk_id, failure_text(error.reason))
     return failed(chunk_id, text, summary)
 
 
 def failed(chunk_id: wire.ChunkId, text: str, summary: str) -> wire.FailChunk:
     """The report on a chunk that failed, which is logged with `summary`."""
-    logger.warning("chunk %d of submission %d failed: %s", chunk_id.chunk_index, chunk_id.submission_id, summary)
+    logger.warning(
+        "chunk %d of submission %d failed: %s", chunk_id.chunk_index, chunk_id.submission_id, failure_text(summary)
+    )
     return wire.FailChunk(chunk_id, failure_text(text))
 
 
