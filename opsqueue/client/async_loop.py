@@ -163,6 +163,10 @@ class AsyncChunkLoop:
         chunk_id = arrival.id
         try:
             report = await self._worked_on(connection, arrival)
+        except ConnectionLostError as error:
+            # the server has given the chunk to others; it is no reason for a loop that is stopped to raise
+            logger.debug("chunk %d of %d went back: %s", chunk_id.chunk_index, chunk_id.submission_id, error)
+            return
         finally:
             self._sizes.pop(chunk_id, None)
         if report is not None:
@@ -257,8 +261,13 @@ class AsyncChunkLoop:
         try:
             async with asyncio.timeout(_LAST_REPORTS_S):
                 self._use(await self._client.connect())
-                self._own().send(self._take_again())
-            return
+                connection = self._own()
+                connection.send(self._take_again())
+                # closing waits only a moment for what is not written
+                await connection.writable.wait()
+            if connection.alive:
+                return
+            reason = "the connection was lost again"
         except TimeoutError:
             pass
         except (ConnectionLostError, OpsqueueInternalError) as error:
