@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from opsqueue.client.async_connection import AsyncConnection
+from opsqueue.client.async_loop import AsyncChunkLoop
 from opsqueue.client.async_store import AsyncStore
 from opsqueue.client.session import ConnectionLostError, Reservation
 from opsqueue.consumer import AsyncConsumerClient, Chunk, Strategy, chunk_context
@@ -160,6 +161,71 @@ async def test_what_a_callback_returns_after_it_was_told_that_nobody_wants_it_is
         wait_until, lambda: server.metric("opsqueue_chunks_reserved") == 0, "nothing is held any more"
     )
     assert server.metric("opsqueue_completions_ignored_total") == 0
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])  # 4: the same loop has the chunk again at once
+async def test_what_a_callback_returns_after_it_was_told_of_an_expiry_is_no_result(
+    server_factory: ServerFactory, store_url: str, monkeypatch: pytest.MonkeyPatch, concurrency: int
+) -> None:
+    async def never(_self: AsyncChunkLoop) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(AsyncChunkLoop, "_extend", never)  # as with a server that does not offer it
+    server = server_factory(reservation_expiration="1 second")
+    tries: list[int] = []
+
+    async def square(number: int) -> int | None:
+        tries.append(number)
+        if len(tries) == 1:
+            while not chunk_context().cancelled:
+                await asyncio.sleep(0)
+            assert chunk_context().reason == "expired"
+            return None
+        return number * number
+
+    async with (
+        AsyncProducerClient(server.address, store_url) as producer,
+        AsyncConsumerClient(server.address, store_url) as consumer,
+    ):
+        loop = asyncio.create_task(consumer.run_each_op(square, concurrency=concurrency))
+        results = await producer.run_submission([7], chunk_size=1)
+        assert [result async for result in results] == [49]
+        consumer.stop()
+        await loop
+    assert tries == [7, 7]
+
+
+async def test_a_run_that_fails_after_its_chunk_expired_and_came_again_does_not_fail_the_new_run(
+    server_factory: ServerFactory, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_self: AsyncChunkLoop) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(AsyncChunkLoop, "_extend", never)  # as with a server that does not offer it
+    server = server_factory(reservation_expiration="1 second", max_chunk_retries=2)
+    failed = asyncio.Event()
+    tries: list[int] = []
+
+    async def square(number: int) -> int:
+        tries.append(number)
+        if len(tries) == 1:
+            while len(tries) == 1:
+                await asyncio.sleep(0)
+            failed.set()
+            raise ValueError("too late")
+        await failed.wait()
+        return number * number
+
+    async with (
+        AsyncProducerClient(server.address, store_url) as producer,
+        AsyncConsumerClient(server.address, store_url) as consumer,
+    ):
+        loop = asyncio.create_task(consumer.run_each_op(square))
+        results = await producer.run_submission([7], chunk_size=1)
+        assert [result async for result in results] == [49]
+        consumer.stop()
+        await loop
+    assert tries == [7, 7]
 
 
 async def test_a_direct_result_that_no_message_can_hold_fails_its_submission_and_nothing_else(
