@@ -55,6 +55,8 @@ class AsyncChunkLoop:
         self._stopping = asyncio.Event()
         self._tasks: dict[asyncio.Task[None], wire.ChunkId] = {}
         self._sizes: dict[wire.ChunkId, int] = {}
+        #: Of each chunk in hand the last arrival: one that expires can come again while its callback still runs.
+        self._latest: dict[wire.ChunkId, tuple[AsyncConnection, Arrival]] = {}
         self._connection: AsyncConnection | None = None
         #: Sent, but no answer has come since that shows that they arrived; numbered in the order of sending.
         self._unconfirmed: deque[tuple[int, wire.CompleteChunk]] = deque()
@@ -112,6 +114,7 @@ class AsyncChunkLoop:
                 self._unconfirmed.popleft()
             note_reserved(asyncio.get_running_loop().time() - asked_at, arrived.result())
             for arrival in arrived.result():
+                self._latest[arrival.id] = (connection, arrival)
                 self._tasks[asyncio.create_task(self._process(connection, arrival))] = arrival.id
             begun = True
         finally:
@@ -163,8 +166,17 @@ class AsyncChunkLoop:
         chunk_id = arrival.id
         try:
             report = await self._worked_on(connection, arrival)
+        except ConnectionLostError as error:
+            # the server has given the chunk to others; it is no reason for a loop that is stopped to raise
+            logger.debug("chunk %d of %d went back: %s", chunk_id.chunk_index, chunk_id.submission_id, error)
+            return
         finally:
             self._sizes.pop(chunk_id, None)
+            superseded = self._is_superseded(connection, arrival)
+            if self._latest[chunk_id][1] is arrival:
+                del self._latest[chunk_id]
+        if superseded and not isinstance(report, wire.CompleteChunk):
+            return  # it would count as the failure of the run that has the chunk now
         if report is not None:
             await self._report(connection, report)
 
@@ -187,7 +199,8 @@ class AsyncChunkLoop:
         if connection.knows(wire.CLEAN_CLOSE):
             connection.send([wire.WorkingOn(chunk_id)])
         context = ChunkContext(
-            convert_chunk.chunk(arrival.chunk, arrival.submission, content), lambda: connection.dropped(chunk_id)
+            convert_chunk.chunk(arrival.chunk, arrival.submission, content),
+            lambda: "expired" if self._is_superseded(connection, arrival) else connection.dropped(chunk_id),
         )
         begun = asyncio.get_running_loop().time()
         try:
@@ -211,6 +224,11 @@ class AsyncChunkLoop:
         except StoreError as error:
             return outcomes.not_stored(chunk_id, error)
         return wire.CompleteChunk(chunk_id, None)
+
+    def _is_superseded(self, connection: AsyncConnection, arrival: Arrival) -> bool:
+        """The chunk expired and came again on the same connection, which then no longer says that it was dropped."""
+        latest = self._latest.get(arrival.id)
+        return latest is not None and latest[0] is connection and latest[1] is not arrival
 
     @staticmethod
     def _is_unwanted(context: ChunkContext) -> bool:
@@ -257,8 +275,13 @@ class AsyncChunkLoop:
         try:
             async with asyncio.timeout(_LAST_REPORTS_S):
                 self._use(await self._client.connect())
-                self._own().send(self._take_again())
-            return
+                connection = self._own()
+                connection.send(self._take_again())
+                # closing waits only a moment for what is not written
+                await connection.writable.wait()
+            if connection.alive:
+                return
+            reason = "the connection was lost again"
         except TimeoutError:
             pass
         except (ConnectionLostError, OpsqueueInternalError) as error:
