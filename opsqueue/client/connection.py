@@ -44,6 +44,8 @@ class Connection(Session):
         #: Held while bytes are written, never together with the lock: who receives must not wait for who sends, because
         #: a server may read no more until what it has sent is received.
         self._writing = threading.Lock()
+        #: While writing: the part that is being written, and how many bytes of it each call has sent.
+        self._progress: tuple[memoryview, list[int]] = memoryview(b""), []
         self._ended = threading.Event()
         self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name="opsqueue-connection", daemon=True)
@@ -93,6 +95,10 @@ class Connection(Session):
                     except OSError as error:
                         raise self._lost(f"sending failed: {error}", error) from error
                     except BaseException as error:
+                        if isinstance(sock, ssl.SSLSocket):
+                            # whose send is no single step: nobody knows how much of the part was sent
+                            self._lost(f"interrupted while sending: {error!r}", error)
+                            raise
                         if interruption is not None:
                             raise
                         interruption = error
@@ -112,11 +118,14 @@ class Connection(Session):
                 self._writing.release()
 
     def _write_part(self, sock: socket.socket) -> None:
-        part = self._out[0]
-        if part:
-            part = part[sock.send(part) :]
-            if part:
-                self._out[0] = part
+        head = self._out[0]
+        part, sent = self._progress
+        if part is not head:
+            part, sent = self._progress = head, []
+        if head:
+            # one step for the interpreter: no signal's exception comes between the sending and its count
+            sent.extend(map(sock.send, (head[sum(sent) :],)))
+            if sum(sent) < len(head):
                 return
         else:
             try:

@@ -18,6 +18,7 @@ from typing import Final
 
 from opsqueue.client import outcomes
 from opsqueue.client.connection import Connection
+from opsqueue.client.interrupts import Interrupts
 from opsqueue.client.pace import Pace
 from opsqueue.client.raw_consumer import ConsumerClient, note_reserved
 from opsqueue.client.session import Arrival, ConnectionLostError, Reservation
@@ -167,6 +168,8 @@ class InHand:
             except BaseException:
                 with self._lock:
                     self._asked.pop(reservation, None)
+                # it may have been sent before an interruption
+                connection.give_back(reservation)
                 raise
         reservation.arrived.add_done_callback(lambda arrived: self._arrived(reservation, arrived))
 
@@ -257,8 +260,11 @@ class InHand:
         elif isinstance(report, wire.FailChunk | wire.FailSubmission):
             self._client.failed += 1
 
-    def store(self, arrival: Arrival, output: bytes) -> None:
-        """Stores a result, and reports the chunk as done when it is stored, or as failed."""
+    def store(self, arrival: Arrival, output: bytes, interrupts: Interrupts) -> None:
+        """Stores a result, and reports the chunk as done when it is stored, or as failed.
+
+        Waits while too many are being stored, unless interrupted.
+        """
         prefix = arrival.submission.prefix
         if arrival.chunk.input_content is not None or prefix is None:
             self.report(outcomes.direct(arrival.id, output))
@@ -276,7 +282,7 @@ class InHand:
             with self._lock:
                 enough = len(self._storing) < limit and sum(self._storing.values()) <= MAX_BYTES
                 self._waiting = not enough
-            if enough:
+            if enough or interrupts:
                 return
             self._news.get()
 
@@ -390,6 +396,10 @@ class InHand:
         connection = self._connection
         if connection is None:
             return
+        with self._lock:
+            # taken to be sent by a call that was interrupted before it did
+            interrupted = [report for _, report in self._unconfirmed if _ends(report, connection)]
+            self._reports[:0] = interrupted
         self.flush()
         with self._lock:
             ids = [arrival.id for _, arrival in self._ahead]
@@ -402,6 +412,12 @@ class InHand:
         for reservation in asked:
             connection.give_back(reservation)
         connection.release(ids)
+
+
+def _ends(report: wire.ClientContents, connection: Connection) -> bool:
+    """Whether `report` ends a chunk that the server still counts on us for."""
+    ending = wire.CompleteChunk | wire.FailChunk | wire.RetryLater | wire.FailSubmission
+    return isinstance(report, ending) and connection.holds(report.id)
 
 
 #: Seconds between two looks at a callback that runs.

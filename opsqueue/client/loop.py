@@ -14,6 +14,7 @@ from typing import Final
 from opsqueue.client import convert_chunk, meters, outcomes
 from opsqueue.client.chunk_context import ChunkContext, Entered
 from opsqueue.client.in_hand import InHand
+from opsqueue.client.interrupts import Interrupts
 from opsqueue.client.keeper import Keeper
 from opsqueue.client.raw_consumer import ConsumerClient, Stopped, checked_strategy, fetched
 from opsqueue.client.session import Arrival, ConnectionLostError
@@ -52,6 +53,7 @@ class ChunkLoop:
         self._callback = callback
         self._in_hand = InHand(client, checked_strategy(strategy), PREFETCH if prefetch is None else prefetch)
         self._keeper = Keeper(self._in_hand)
+        self._interrupts = Interrupts(self._in_hand.wake)
         self._current: wire.ChunkId | None = None
         self._stopping = False
 
@@ -61,24 +63,30 @@ class ChunkLoop:
         self._in_hand.wake()
 
     def run(self) -> None:
-        """Runs until `stop`, or KeyboardInterrupt, which ends it normally, or an exception that is not the callback's.
+        """Runs until `stop`, or Ctrl-C, which ends it normally, or an exception that is not the callback's.
 
         What is held then goes back to the server without a retry.
         """
-        try:
-            while not self._stopping:
-                self._step()
-        except Stopped:
-            logger.info("stopped")
-        except KeyboardInterrupt:
-            logger.info("interrupted; giving back what is held")
-        finally:
-            self._end()
+        with self._interrupts:
+            try:
+                while not self._is_ending():
+                    self._step()
+            except Stopped:
+                logger.info("stopped")
+            except KeyboardInterrupt:
+                logger.debug("interrupted in the callback or before it")
+            finally:
+                if self._interrupts:
+                    logger.info("interrupted; giving back what is held")
+                self._end()
+
+    def _is_ending(self) -> bool:
+        return self._stopping or bool(self._interrupts)
 
     def _step(self) -> None:
         try:
-            self._in_hand.use(self._client.connect(lambda: self._stopping))
-            arrival = self._in_hand.next(self._stopping)
+            self._in_hand.use(self._client.connect(self._is_ending))
+            arrival = self._in_hand.next(self._is_ending())
             if arrival is not None:
                 self._keeper.notice()
                 self._process(arrival)
@@ -89,7 +97,11 @@ class ChunkLoop:
 
     def _process(self, arrival: Arrival) -> None:
         self._current = arrival.id
-        content = fetched(arrival)
+        self._interrupts.raised = True
+        try:
+            content = fetched(arrival)
+        finally:
+            self._interrupts.raised = False
         if isinstance(content, StoreError):
             self._in_hand.report(outcomes.failed(arrival.id, str(content), str(content)))
             self._current = None
@@ -101,11 +113,14 @@ class ChunkLoop:
         context = ChunkContext(chunk, lambda: connection.dropped(chunk_id))
         failure: Exception | None = None
         output = b""
+        self._interrupts.raised = True
         try:
             with Entered(context):
                 output = memoryview(self._callback(chunk)).tobytes()
         except Exception as error:
             failure = error
+        finally:
+            self._interrupts.raised = False
         meters.processed(self._in_hand.ended(), failure)
         # one that was told may have returned anything; one that was not told has a result, and the first one counts
         told, reason = context.told, context.reason
@@ -117,7 +132,7 @@ class ChunkLoop:
         elif failure is not None:
             self._in_hand.report(outcomes.of_exception(connection, chunk_id, failure))
         else:
-            self._in_hand.store(arrival, output)
+            self._in_hand.store(arrival, output, self._interrupts)
         self._current = None
 
     def _end(self) -> None:

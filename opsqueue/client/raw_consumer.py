@@ -74,7 +74,10 @@ class _Link:
         connection = self.current
         if connection is not None and connection.alive and connection.opened.done():
             return connection
-        with self._connecting:
+        while not self._connecting.acquire(timeout=_LOOK_S):
+            if stopped():
+                raise Stopped
+        try:
             connection = self.current
             if connection is None or not connection.alive:
                 self.current = None
@@ -87,6 +90,8 @@ class _Link:
                 self._opened_at = time.monotonic()
                 self.current = connection
             return connection
+        finally:
+            self._connecting.release()
 
     def _connect(self, stopped: Callable[[], bool]) -> Connection:
         backoff = Backoff()

@@ -189,6 +189,10 @@ class Session(ABC):
         """Why the server no longer counts on us for a chunk: cancelled, failed, completed or expired; None: it does."""
         return self._dropped.get(chunk_id)
 
+    def holds(self, chunk_id: wire.ChunkId) -> bool:
+        """Whether the server counts on us for a chunk: nothing was sent that ends it."""
+        return chunk_id in self._held
+
     @property
     def idle(self) -> bool:
         """Nobody waits for chunks, and none is held."""
@@ -203,12 +207,12 @@ class Session(ABC):
 
     def _queue_each(self, messages: Iterable[wire.ClientContents]) -> None:
         messages = list(messages)
+        for message in grouped(messages) if self.knows(wire.COMPACT) else messages:
+            self._queue(message)
         for message in messages:
             if isinstance(message, _ENDING):
                 self._held.pop(message.id, None)
                 self._dropped.pop(message.id, None)
-        for message in grouped(messages) if self.knows(wire.COMPACT) else messages:
-            self._queue(message)
 
     def _queue(self, message: wire.ClientContents) -> None:
         data = wire.encode_client(wire.ClientMessage(self._nonce, message))
@@ -415,7 +419,8 @@ class Session(ABC):
             for chunk_id in reservation.ids:
                 self._dropped.pop(chunk_id, None)  # an earlier reservation of it was
             abandoned = reservation.abandoned
-            if abandoned:
+            # after our close frame they go back by themselves
+            if abandoned and self.alive:
                 self._give_back(reservation.ids)
         if abandoned:
             self._write_if_open()
