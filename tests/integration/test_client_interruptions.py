@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -64,6 +65,7 @@ def _run(at: int | None) -> Interruption:
                 consumer.stop()
             return 2 * op
 
+        gc.collect()  # the clients of the runs before close their connections here, not in the middle of this one
         sys.setprofile(interruption.profile)
         try:
             consumer.run_each_op(double, prefetch=2)
