@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opsqueue.client import packing, spans
+from opsqueue.client.done_chunks import AsyncDoneChunks as AsyncDoneChunks
 from opsqueue.client.done_chunks import DoneChunks as DoneChunks
 from opsqueue.client.listing import SubmissionPage as SubmissionPage
 from opsqueue.client.packing import ChunkSizeIsZeroError as ChunkSizeIsZeroError

@@ -14,16 +14,18 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from opsqueue.cli import functions, map_items
 from opsqueue.cli.local_queue import LocalQueueError, child, local_server, log_text
 from opsqueue.cli.store_flags import add_options, pairs
+from opsqueue.client.ids import new_prefix
 from opsqueue.exceptions import (
     ChunkRetrievalError,
     ChunksStorageError,
@@ -70,6 +72,15 @@ class ItemFailedError(Exception):
     """An item failed, and nobody said where to write that."""
 
 
+class Saved(msgspec.Struct):
+    """What is written down of a State."""
+
+    what: list[str]
+    submission: int | None
+    items: int | None
+    prefix: str
+
+
 @dataclass
 class State:
     """What an interrupted run leaves behind, in a directory of its own."""
@@ -77,7 +88,10 @@ class State:
     home: Path
     what: list[str]
     submission: int | None = None
-    items: int = 0
+    #: None: they were counted by a run that was killed before it could write it down.
+    items: int | None = 0
+    #: Where the submission's chunks are: noted before the insert, so that no second one is ever made.
+    prefix: str = field(default_factory=new_prefix)
     #: Locked for as long as the run lasts; the kernel lets go of it.
     lock: BinaryIO | None = None
 
@@ -104,11 +118,11 @@ class State:
                 f"map: an earlier run did not finish: --resume goes on with what is in {state.home}, --restart throws "
                 "it away, --state names another place"
             )
-        if saved["what"] != what:
+        if saved.what != what:
             raise SettingsError(
-                f"map: {state.home} belongs to another run: {' '.join(saved['what'])}; give the same arguments"
+                f"map: {state.home} belongs to another run: {' '.join(saved.what)}; give the same arguments"
             )
-        state.submission, state.items = saved["submission"], saved["items"]
+        state.submission, state.items, state.prefix = saved.submission, saved.items, saved.prefix
         return state
 
     def _take(self) -> None:
@@ -130,10 +144,10 @@ class State:
             elif path.name != _LOCK_FILE:
                 path.unlink()
 
-    def _saved(self) -> dict[str, Any]:
+    def _saved(self) -> Saved:
         try:
-            return dict(json.loads((self.home / _STATE_FILE).read_text()))
-        except (OSError, ValueError) as error:
+            return msgspec.json.decode((self.home / _STATE_FILE).read_bytes(), type=Saved)
+        except (OSError, msgspec.MsgspecError) as error:
             raise SettingsError(
                 f"map: {self.home} was not made by opsqueue map ({error}); choose another --state, or remove it"
             ) from error
@@ -142,7 +156,7 @@ class State:
         """Writes it, whole or not at all."""
         self.home.mkdir(parents=True, exist_ok=True)
         temporary = self.home / (_STATE_FILE + ".tmp")
-        temporary.write_text(json.dumps({"what": self.what, "submission": self.submission, "items": self.items}))
+        temporary.write_bytes(msgspec.json.encode(Saved(self.what, self.submission, self.items, self.prefix)))
         os.replace(temporary, self.home / _STATE_FILE)
 
     def remove(self) -> None:
@@ -265,14 +279,18 @@ def _watching(pool: subprocess.Popen[bytes], state: State, client: ProducerClien
 
 
 def _insert(arguments: argparse.Namespace, state: State, client: ProducerClient) -> None:
+    count = None
+
     def counted() -> Iterator[Any]:
+        nonlocal count
+        count = 0
         for item in map_items.read(arguments.kind, arguments.source):
-            state.items += 1
+            count += 1
             yield item
 
-    state.items = 0
     size, compression = arguments.chunk_size, arguments.compression
-    state.submission = client.insert_submission(counted(), chunk_size=size, compression=compression).id
+    found = client.find_or_insert(counted(), chunk_size=size, prefix=state.prefix, compression=compression)
+    state.submission, state.items = found.id, count
     state.save()
 
 
@@ -309,7 +327,7 @@ def _write_results(
                     errors.write(json.dumps(line).encode() + b"\n")
                     writer.write(None)
             progress.update(bar, completed=number)
-    if number != state.items:
+    if state.items is not None and number != state.items:
         raise MapError(f"{state.items} items went in, {number} results came back")
     if failed:
         print(f"opsqueue: map: {failed} of {number} items failed, see {arguments.errors}", file=sys.stderr)

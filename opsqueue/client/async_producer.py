@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 from opsqueue.client import async_transfer, packing, spans, streaming
 from opsqueue.client.async_http import AsyncHttpClient
 from opsqueue.client.async_store import AsyncStore
-from opsqueue.client.done_chunks import COMPLETED, DoneView
+from opsqueue.client.done_chunks import COMPLETED, AsyncDoneChunks, DoneView
 from opsqueue.client.exchange import Call
 from opsqueue.client.ids import new_prefix
 from opsqueue.client.listing import DEFAULT_LIMIT, SubmissionPage
@@ -90,13 +90,52 @@ class AsyncProducerClient:
         chunk_size: int | None = None,
     ) -> SubmissionId:
         """As `ProducerClient.insert_submission_chunks`; the iterable may be of either kind."""
-        prefix = new_prefix()
+        return await self._insert(
+            packing.as_async(chunk_contents), new_prefix(), None, metadata, strategic_metadata, chunk_size
+        )
+
+    async def find_or_insert(
+        self,
+        ops: Iterable[Any] | AsyncIterable[Any],
+        *,
+        chunk_size: int,
+        key: str | None = None,
+        prefix: str | None = None,
+        serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
+        metadata: bytes | None = None,
+        strategic_metadata: dict[str, int] | None = None,
+        compression: Compression | None = None,
+    ) -> SubmissionId:
+        """The submission with `key` that is in progress or completed; when there is none, `ops` as a new one.
+
+        Finds, makes and raises as `ProducerClient.find_or_insert`; `ops` may be of either kind.
+        """
+        if (key is None) == (prefix is None):
+            raise TypeError("give either key or prefix")
+        found = await self._run(self._calls.find_usable(key, prefix))
+        if found is not None:
+            return found
+        return await self._insert(
+            packing.packed_async(ops, chunk_size, serialization_format, compression),
+            new_prefix() if prefix is None else prefix,
+            key, metadata, strategic_metadata, chunk_size,
+        )  # fmt: skip
+
+    async def _insert(
+        self,
+        chunk_contents: AsyncIterable[bytes],
+        prefix: str,
+        key: str | None,
+        metadata: bytes | None,
+        strategic_metadata: dict[str, int] | None,
+        chunk_size: int | None,
+    ) -> SubmissionId:
         # checked before anything is uploaded
         body = insert_body(wire.SeeObjectStorage(prefix, 0), metadata, strategic_metadata, chunk_size)
         with spans.producing("insert", "send"):
             with spans.producing("upload", "create"):
-                count = await async_transfer.upload(self._store, prefix, packing.as_async(chunk_contents))
-            return await self._run(self._calls.insert_stored(prefix, count, body, spans.current_carrier()))
+                count = await async_transfer.upload(self._store, prefix, chunk_contents)
+            return await self._run(self._calls.insert_stored(prefix, count, body, spans.current_carrier(), key))
 
     async def run_submission(
         self,
@@ -190,6 +229,17 @@ class AsyncProducerClient:
             yield pair
         if view.state != COMPLETED:  # the server may have forgotten a completed one while its results were read
             await self._run(self._calls.wait_completed(submission_id))
+
+    def done_chunks(self, submission_id: SubmissionId) -> AsyncDoneChunks:
+        """Which of the submission's chunks are done: an object to `refresh`, for which only what changed travels.
+
+        Offered by our own server only; with another one its `refresh` raises InternalProducerClientError.
+        """
+        return AsyncDoneChunks(
+            number_of(submission_id),
+            lambda timeout: self._calls.waiting_for_change(submission_id, timeout),
+            self._run,
+        )
 
     async def _result(self, submission: AnySubmission, index: int) -> bytes:
         number, prefix = submission.id.id, submission.prefix

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 from opsqueue.client.exchange import Answer, Call, Sleep
@@ -142,3 +142,23 @@ class DoneChunks(DoneView):
         a server that does not offer this, such as the reference implementation.
         """
         return self._run(self.refreshing(wait))
+
+
+class AsyncDoneChunks(DoneView):
+    """What `AsyncProducerClient.done_chunks` gives. For one task."""
+
+    def __init__(
+        self,
+        submission: int,
+        waiting: Callable[[float | None], Waiting],
+        run: Callable[[Call[bool]], Awaitable[bool]],
+    ) -> None:
+        super().__init__(submission, waiting)
+        self._run = run
+
+    async def refresh(self, wait: float = 0.0) -> bool:
+        """As `DoneChunks.refresh`: whether something has changed, after up to `wait` seconds for a change.
+
+        Raises SubmissionNotFoundError and InternalProducerClientError.
+        """
+        return await self._run(self.refreshing(wait))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from opsqueue.consumer import Strategy
 from opsqueue.exceptions import ServerLacksFeatureError, SubmissionConflictError, SubmissionNotFoundError
-from opsqueue.producer import ProducerClient, SubmissionFailedError, SubmissionId, SubmissionStatus
+from opsqueue.producer import AsyncProducerClient, ProducerClient, SubmissionFailedError, SubmissionId, SubmissionStatus
 from tests.conftest import ServerFactory
 from tests.integration.client_fakes import FakeServer, running
 from tests.support.consumer_threads import consuming, of_each_op
@@ -198,3 +199,28 @@ def test_a_reader_slower_than_the_server_remembers_gets_every_result(
             if len(seen) == 3:
                 wait_until(lambda: producer.get_submission_status(submission) is None, "it is forgotten", within=30)
     assert sorted(seen) == [0, 1, 2]
+
+
+async def test_the_async_client_makes_one_submission_of_a_key_or_a_prefix(server: Server, store_url: str) -> None:
+    async def never() -> AsyncIterator[int]:
+        raise AssertionError("the operations were touched")
+        yield 0
+
+    async with AsyncProducerClient(server.address, store_url) as producer:
+        submission = await producer.find_or_insert(range(5), chunk_size=2, key="once")
+        assert await producer.find_or_insert(never(), chunk_size=2, key="once") == submission
+        assert await producer.find_or_insert(range(5), chunk_size=2, key="another") != submission
+        placed = await producer.find_or_insert(range(5), chunk_size=2, prefix="reports/2027")
+        assert await producer.find_or_insert(never(), chunk_size=2, prefix="reports/2027") == placed
+        with pytest.raises(TypeError, match="either key or prefix"):
+            await producer.find_or_insert([1], chunk_size=1)
+        together = asyncio.Barrier(4)
+
+        async def after_all_have_looked() -> AsyncIterator[int]:
+            await together.wait()
+            for number in range(3):
+                yield number
+
+        calls = [producer.find_or_insert(after_all_have_looked(), chunk_size=1, key="race") for _ in range(4)]
+        found = await asyncio.gather(*calls)
+        assert len(set(found)) == 1

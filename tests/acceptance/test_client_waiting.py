@@ -12,7 +12,7 @@ from aiohttp import web
 
 import opsqueue.client.waiting as client_waiting
 from opsqueue.exceptions import InternalProducerClientError, SubmissionCancelledError, SubmissionNotFoundError
-from opsqueue.producer import ProducerClient, SubmissionId
+from opsqueue.producer import AsyncProducerClient, ProducerClient, SubmissionId
 from tests.conftest import ServerFactory
 from tests.integration.client_fakes import FakeServer, Running, running
 from tests.support.raw_consumer import RawConsumer
@@ -233,3 +233,18 @@ def test_done_chunks_says_what_is_wrong(server: Server, fake: Running, store_url
     fake.server.intercept = unknown
     with pytest.raises(InternalProducerClientError, match="404"):
         ProducerClient(f"127.0.0.1:{fake.server.port}", store_url).done_chunks(SubmissionId(5)).refresh(wait=1)
+
+
+async def test_done_chunks_of_the_async_client_follows_a_submission_to_its_end(server: Server, store_url: str) -> None:
+    async with AsyncProducerClient(server.address, store_url) as producer:
+        with RawProducer(server.port) as raw, RawConsumer(server.port) as consumer:
+            submission = raw.insert(10_000)
+            done = producer.done_chunks(SubmissionId(submission))
+            assert not await done.refresh()
+            assert (done.chunks_done, done.chunks_total, done.ended) == (0, 10_000, False)
+            consumer.complete((submission, 5000))
+            while not done.chunks_done:
+                assert await done.refresh(wait=20)
+            assert [chunk for chunk in range(10_000) if done.is_done(chunk)] == [5000]
+        with pytest.raises(SubmissionNotFoundError):
+            await producer.done_chunks(SubmissionId(5_000)).refresh()

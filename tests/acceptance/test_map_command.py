@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from opsqueue.producer import ProducerClient
 from tests.support.server import Server, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,6 +107,43 @@ def test_an_interrupted_run_is_resumed_and_does_nothing_twice(tmp_path: Path) ->
     # those that were in hand at the interruption are called again, at most what two processes hold
     assert len(calls.read_text().splitlines()) <= 300 + 8
     assert leftovers(tmp_path) == []
+
+
+def test_a_run_that_was_killed_at_its_insert_does_not_insert_again(
+    server: Server, store_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_text("1\n2\n3\n")
+    words = ["tests.support.tasks:double", "in.jsonl", "--server", server.address, "--object-store", store_url]
+    producer = ProducerClient(server.address, store_url)
+    first = subprocess.Popen([sys.executable, "-m", "opsqueue", "map", *words], cwd=tmp_path, env=ENVIRONMENT)
+    wait_until(lambda: producer.count_submissions() == 1, "it is inserted", within=60)
+    first.kill()
+    first.wait(10)
+    (home,) = tmp_path.glob(".opsqueue-map*")
+    noted = json.loads((home / "map.json").read_text())
+    # killed a moment before, it would not have known what became of the insert
+    (home / "map.json").write_text(json.dumps({**noted, "submission": None, "items": 0}))
+    consumers = subprocess.Popen(
+        [sys.executable, "-m", "opsqueue", "consume", words[0], "--per", "map", *words[2:]],
+        cwd=ROOT, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        done = run(tmp_path, *words, "--resume")
+    finally:
+        consumers.terminate()
+        consumers.wait(20)
+    assert done.stdout == "2\n4\n6\n"
+    assert len(producer.list_submissions().submissions) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"what": 1}', b"\xff"])
+def test_a_state_that_cannot_be_read_is_named_and_left(tmp_path: Path, content: bytes) -> None:
+    home = tmp_path / "state"
+    home.mkdir()
+    (home / "map.json").write_bytes(content)
+    done = run(tmp_path, "tests.support.tasks:double", "--state", "state", "--resume", code=2)
+    assert "was not made by opsqueue map" in done.stderr
+    assert (home / "map.json").read_bytes() == content
 
 
 def test_there_has_to_be_something_to_resume(tmp_path: Path) -> None:
