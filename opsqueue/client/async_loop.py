@@ -27,8 +27,6 @@ logger = logging.getLogger("opsqueue.consumer")
 
 #: Bytes of inputs and results in hand beyond which nothing is reserved.
 MAX_BYTES: Final = 64 * 1024 * 1024
-#: Reasons for which a result is of no use to anybody.
-UNWANTED: Final = frozenset(("cancelled", "failed", "completed"))
 
 
 #: Seconds for a new connection, when the loop is stopped and results are not reported yet.
@@ -55,8 +53,6 @@ class AsyncChunkLoop:
         self._stopping = asyncio.Event()
         self._tasks: dict[asyncio.Task[None], wire.ChunkId] = {}
         self._sizes: dict[wire.ChunkId, int] = {}
-        #: Of each chunk in hand the last arrival: one that expires can come again while its callback still runs.
-        self._latest: dict[wire.ChunkId, tuple[AsyncConnection, Arrival]] = {}
         self._connection: AsyncConnection | None = None
         #: Sent, but no answer has come since that shows that they arrived; numbered in the order of sending.
         self._unconfirmed: deque[tuple[int, wire.CompleteChunk]] = deque()
@@ -114,7 +110,6 @@ class AsyncChunkLoop:
                 self._unconfirmed.popleft()
             note_reserved(asyncio.get_running_loop().time() - asked_at, arrived.result())
             for arrival in arrived.result():
-                self._latest[arrival.id] = (connection, arrival)
                 self._tasks[asyncio.create_task(self._process(connection, arrival))] = arrival.id
             begun = True
         finally:
@@ -172,12 +167,10 @@ class AsyncChunkLoop:
             return
         finally:
             self._sizes.pop(chunk_id, None)
-            superseded = self._is_superseded(connection, arrival)
-            if self._latest[chunk_id][1] is arrival:
-                del self._latest[chunk_id]
-        if superseded and not isinstance(report, wire.CompleteChunk):
-            return  # it would count as the failure of the run that has the chunk now
-        if report is not None:
+        if report is None:
+            return
+        # otherwise it would count as the failure of whoever has the chunk now
+        if isinstance(report, wire.CompleteChunk) or connection.dropped(arrival) is None:
             await self._report(connection, report)
 
     async def _worked_on(self, connection: AsyncConnection, arrival: Arrival) -> wire.ClientContents | None:
@@ -200,7 +193,7 @@ class AsyncChunkLoop:
             connection.send([wire.WorkingOn(chunk_id)])
         context = ChunkContext(
             convert_chunk.chunk(arrival.chunk, arrival.submission, content),
-            lambda: "expired" if self._is_superseded(connection, arrival) else connection.dropped(chunk_id),
+            lambda: connection.dropped(arrival),
         )
         begun = asyncio.get_running_loop().time()
         try:
@@ -225,15 +218,10 @@ class AsyncChunkLoop:
             return outcomes.not_stored(chunk_id, error)
         return wire.CompleteChunk(chunk_id, None)
 
-    def _is_superseded(self, connection: AsyncConnection, arrival: Arrival) -> bool:
-        """The chunk expired and came again on the same connection, which then no longer says that it was dropped."""
-        latest = self._latest.get(arrival.id)
-        return latest is not None and latest[0] is connection and latest[1] is not arrival
-
     @staticmethod
     def _is_unwanted(context: ChunkContext) -> bool:
         """One that was told may have returned anything; one that was not has a result, and the first one counts."""
-        return context.told or context.reason in UNWANTED
+        return context.told or context.reason in outcomes.UNWANTED
 
     @staticmethod
     def _span(operation: str, kind: str, arrival: Arrival) -> AbstractContextManager[None]:

@@ -122,7 +122,7 @@ class InHand:
         """Under the lock."""
         while self._ahead:
             _, arrival = self._ahead.popleft()
-            if self.connection.dropped(arrival.id) is None:
+            if self.connection.dropped(arrival) is None:
                 return arrival
         return None
 

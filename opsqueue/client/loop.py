@@ -31,8 +31,6 @@ PREFETCH: Final = 32
 _LAST_STORES_S: Final = 2.0
 #: Seconds for a new connection, when the loop is stopped and results are not reported yet.
 _LAST_REPORTS_S: Final = 10.0
-#: Reasons for which a result is of no use to anybody.
-_UNWANTED: Final = frozenset(("cancelled", "failed", "completed"))
 
 
 class ChunkLoop:
@@ -110,7 +108,7 @@ class ChunkLoop:
         chunk = convert_chunk.chunk(arrival.chunk, arrival.submission, content)
         self._in_hand.begin(arrival)
         connection, chunk_id = self._in_hand.connection, arrival.id
-        context = ChunkContext(chunk, lambda: connection.dropped(chunk_id))
+        context = ChunkContext(chunk, lambda: connection.dropped(arrival))
         failure: Exception | None = None
         output = b""
         self._interrupts.raised = True
@@ -124,7 +122,7 @@ class ChunkLoop:
         meters.processed(self._in_hand.ended(), failure)
         # one that was told may have returned anything; one that was not told has a result, and the first one counts
         told, reason = context.told, context.reason
-        if reason in _UNWANTED or told:
+        if reason in outcomes.UNWANTED or told or (failure is not None and reason is not None):
             logger.info(
                 "the result of chunk %d of submission %d is not wanted: %s",
                 chunk_id.chunk_index, chunk_id.submission_id, reason,

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import traceback
+from typing import Final
 
 from opsqueue.client.chunk_context import FailSubmission, RetryLater
 from opsqueue.client.session import Session
 from opsqueue.protocol import consumer as wire
 
 logger = logging.getLogger("opsqueue.consumer")
+
+#: Reasons for which a result is of no use to anybody.
+UNWANTED: Final = frozenset(("cancelled", "failed", "completed"))
 
 #: Bytes of a failure's text; servers keep no more.
 MAX_FAILURE_BYTES = 64 * 1024

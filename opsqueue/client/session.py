@@ -61,6 +61,8 @@ class Arrival:
     chunk: wire.Chunk
     submission: wire.Submission
     content: Future[bytes]
+    #: Of the request that reserved it: a chunk that expires may be reserved again on the same connection.
+    nonce: int
 
     @property
     def id(self) -> wire.ChunkId:
@@ -100,7 +102,8 @@ class Session(ABC):
         self._closing = False
         self._nonce = 0
         self._pending: dict[int, Reservation] = {}
-        self._held: dict[wire.ChunkId, None] = {}
+        #: The nonce of the request that reserved it, of each chunk.
+        self._held: dict[wire.ChunkId, int] = {}
         self._dropped: dict[wire.ChunkId, str] = {}
         # of the receiving side
         self._parts: list[bytes] = []
@@ -185,9 +188,13 @@ class Session(ABC):
                 self._give_back(held)
         self._write_if_open()
 
-    def dropped(self, chunk_id: wire.ChunkId) -> str | None:
+    def dropped(self, arrival: Arrival) -> str | None:
         """Why the server no longer counts on us for a chunk: cancelled, failed, completed or expired; None: it does."""
-        return self._dropped.get(chunk_id)
+        reason = self._dropped.get(arrival.id)
+        if reason is None and self.alive and self._held.get(arrival.id) != arrival.nonce:
+            # and it was reserved again since, here
+            return "expired"
+        return reason
 
     def holds(self, chunk_id: wire.ChunkId) -> bool:
         """Whether the server counts on us for a chunk: nothing was sent that ends it."""
@@ -415,7 +422,7 @@ class Session(ABC):
             return
         with self._lock:
             reservation.ids = [wire.ChunkId(chunk.submission_id, chunk.chunk_index) for chunk, _ in chunks]
-            self._held.update(dict.fromkeys(reservation.ids))
+            self._held.update(dict.fromkeys(reservation.ids, nonce))
             for chunk_id in reservation.ids:
                 self._dropped.pop(chunk_id, None)  # an earlier reservation of it was
             abandoned = reservation.abandoned
@@ -427,7 +434,7 @@ class Session(ABC):
             reservation.arrived.set_result([])
             return
         reservation.arrived.set_result(
-            [Arrival(chunk, submission, reservation.fetch(chunk, submission)) for chunk, submission in chunks]
+            [Arrival(chunk, submission, reservation.fetch(chunk, submission), nonce) for chunk, submission in chunks]
         )
 
     def _expired(self, chunk_id: wire.ChunkId) -> None:

@@ -50,22 +50,33 @@ def test_what_a_callback_returns_after_it_was_told_of_an_expiry_is_no_result(
     assert tries == [7, 7]
 
 
-def test_a_chunk_that_expired_and_comes_again_on_the_same_connection_is_worked_on(
-    server_factory: ServerFactory, store_url: str
+def test_a_run_that_fails_after_its_chunk_expired_and_came_again_does_not_fail_the_new_run(
+    server_factory: ServerFactory, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = server_factory(reservation_expiration="1 second")
+    monkeypatch.setattr(InHand, "extend", lambda _self: None)  # as with a server that does not offer it
+    server = server_factory(reservation_expiration="1 second", max_chunk_retries=2)
     producer = ProducerClient(server.address, store_url)
-    submission = producer.insert_submission([7], chunk_size=1)
-    consumer = ConsumerClient(server.address, store_url).inner
-    connection = consumer.connect()
-    [chunk] = consumer.reserve_chunks()
-    [held] = connection._held
-    wait_until(lambda: connection.dropped(held) == "expired", "it expires")
-    [again] = consumer.reserve_chunks()
-    assert (again.submission_id, again.chunk_index) == (chunk.submission_id, chunk.chunk_index)
-    assert connection.dropped(held) is None
-    consumer.close()
-    assert producer.get_submission_status(submission) is not None
+    consumer = ConsumerClient(server.address, store_url)  # one connection, two loops
+    tries: list[int] = []
+    reasons: list[str | None] = []
+    failed = threading.Event()
+
+    def square(number: int) -> int:
+        tries.append(number)
+        if len(tries) == 1:
+            wait_until(lambda: len(tries) > 1, "it came again")
+            reasons.append(chunk_context().reason)
+            failed.set()
+            raise ValueError("too late")
+        assert failed.wait(10)
+        reasons.append(chunk_context().reason)
+        return number * number
+
+    target = threading.Thread(target=consumer.run_each_op, args=(square,))
+    with running(consumer, target), running(consumer, threading.Thread(target=consumer.run_each_op, args=(square,))):
+        assert list(producer.run_submission([7], chunk_size=1)) == [49]
+    assert tries == [7, 7]
+    assert reasons == ["expired", None]
 
 
 def test_a_direct_result_that_no_message_can_hold_fails_its_submission_and_nothing_else(
