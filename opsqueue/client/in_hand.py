@@ -12,15 +12,16 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from typing import Final
 
 from opsqueue.client import outcomes
 from opsqueue.client.connection import Connection
+from opsqueue.client.fetches import MAX_BYTES, Fetches
 from opsqueue.client.interrupts import Interrupts
 from opsqueue.client.pace import Pace
-from opsqueue.client.raw_consumer import ConsumerClient, note_reserved
+from opsqueue.client.raw_consumer import FETCHING, ConsumerClient, note_reserved
 from opsqueue.client.session import Arrival, ConnectionLostError, Reservation
 from opsqueue.client.store import StoreError
 from opsqueue.client.values import Strategy
@@ -28,8 +29,8 @@ from opsqueue.protocol import consumer as wire
 
 logger = logging.getLogger("opsqueue.consumer")
 
-#: Bytes of inputs that wait to be worked on, and of results that wait to be stored; one chunk may always.
-MAX_BYTES: Final = 64 * 1024 * 1024
+#: Bytes of results that wait to be stored; one may always.
+_MAX_STORING_BYTES: Final = 64 * 1024 * 1024
 #: Chunks that are reserved ahead at most before the size of one is known.
 _UNKNOWN_SIZES: Final = 4
 #: Results that are being stored at a time.
@@ -45,6 +46,7 @@ class InHand:
         self._client = client
         self._strategy = strategy.to_protocol()
         self._prefetch = prefetch
+        self._fetches = Fetches(self._fetch, FETCHING)
         self._lock = threading.Lock()
         #: Held while messages go out, so that what a reservation confirms was sent before it.
         self._sending = threading.Lock()
@@ -78,14 +80,26 @@ class InHand:
         with self._lock:
             self._connection = connection
             self._error = None
-            self._ahead.clear()
+            gone = self._empty_ahead()
             self._asked.clear()
             again = [*(report for _, report in self._unconfirmed), *self._reports]
             self._reports = [report for report in again if isinstance(report, wire.CompleteChunk)]
             self._unconfirmed.clear()
+        self._forget(gone)
         self._limit = self._prefetch if connection.knows(wire.RELEASE) else 0
         self.pace = Pace(0, connection.reservation_s)
         self._set_limit()
+
+    def _empty_ahead(self) -> list[Arrival]:
+        """Under the lock."""
+        gone = [arrival for _, arrival in self._ahead]
+        self._ahead.clear()
+        return gone
+
+    def _forget(self, gone: Iterable[Arrival]) -> None:
+        """Not under the lock: these go back, or are back."""
+        for arrival in gone:
+            self._fetches.forget(arrival.content)
 
     def _set_limit(self) -> None:
         fitting = _UNKNOWN_SIZES if self._largest is None else MAX_BYTES // max(1, self._largest)
@@ -108,8 +122,11 @@ class InHand:
         Raises ConnectionLostError, and what a reservation was refused with.
         """
         with self._lock:
-            arrival = self._take_ahead()
+            arrival, gone = self._take_ahead()
             self._taken = None if arrival is None else arrival.id
+        self._forget(gone)
+        if arrival is not None:
+            self._fetches.take(arrival.content)
         if stopping and arrival is None:
             return None
         if not stopping:
@@ -118,13 +135,15 @@ class InHand:
             self._wait_for_news()
         return arrival
 
-    def _take_ahead(self) -> Arrival | None:
-        """Under the lock."""
+    def _take_ahead(self) -> tuple[Arrival | None, list[Arrival]]:
+        """Under the lock: the next one, and those before it that nobody wants any more."""
+        gone: list[Arrival] = []
         while self._ahead:
             _, arrival = self._ahead.popleft()
             if self.connection.dropped(arrival) is None:
-                return arrival
-        return None
+                return arrival, gone
+            gone.append(arrival)
+        return None, gone
 
     def _ask(self, has_one: bool) -> None:
         with self._lock:
@@ -158,7 +177,7 @@ class InHand:
     def reserve(self, count: int) -> None:
         """Asks for up to `count` chunks, and sends the reports that wait, in one go."""
         connection = self.connection
-        reservation = Reservation(self._fetch)
+        reservation = Reservation(self._fetches.fetch)
         with self._sending:
             reports = self._take_reports()
             with self._lock:
@@ -196,31 +215,33 @@ class InHand:
 
     def _arrived(self, reservation: Reservation, arrived: Future[list[Arrival]]) -> None:
         error = arrived.exception()
+        arrivals = [] if error is not None else arrived.result()
         now = time.monotonic()
-        late: list[wire.ChunkId] = []
         with self._lock:
             asked = self._asked.pop(reservation, None)
-            if asked is None:
-                return
-            _, asked_at, sent = asked
-            if error is not None:
+            late = arrivals
+            if asked is not None and error is not None:
                 self._error = error
-            else:
+            elif asked is not None:
+                _, asked_at, sent = asked
                 self.pace.answered(now - asked_at)
                 while self._unconfirmed and self._unconfirmed[0][0] <= sent:
                     self._unconfirmed.popleft()
-                arrivals = arrived.result()
                 if now - asked_at > _WAITED_S and self._is_busy(now):
                     # there was no work for anybody: another consumer may be waiting for this
-                    late = [arrival.id for arrival in arrivals]
                     self._enough = True
                 else:
                     self._ahead.extend((now, arrival) for arrival in arrivals)
+                    late = []
             self._tell()
+        self._forget(late)
+        if asked is None:
+            # on a connection before this one, which gives them back
+            return
         if late:
-            self.connection.release(late)
+            self.connection.release(arrival.id for arrival in late)
         if error is None:
-            note_reserved(now - asked_at, arrived.result())
+            note_reserved(now - asked[1], arrivals)
 
     def _is_busy(self, now: float) -> bool:
         """Under the lock: the callback will go on for longer than a chunk should wait for it."""
@@ -280,7 +301,7 @@ class InHand:
         limit = MAX_STORING if self.pace.limit else 1
         while True:
             with self._lock:
-                enough = len(self._storing) < limit and sum(self._storing.values()) <= MAX_BYTES
+                enough = len(self._storing) < limit and sum(self._storing.values()) <= _MAX_STORING_BYTES
                 self._waiting = not enough
             if enough or interrupts:
                 return
@@ -357,13 +378,13 @@ class InHand:
 
     def tend(self, now: float) -> float:
         """What has to be done while something is in hand; gives the seconds after which to look again."""
-        wanted, stale, pause = 0, [], _LOOK_AGAIN_S
+        stale: list[Arrival] = []
+        wanted, pause = 0, _LOOK_AGAIN_S
         with self._lock:
             if self._ahead:
                 waited = now - self._ahead[0][0]
                 if waited > self.pace.longest_wait_s:
-                    stale = [arrival.id for _, arrival in self._ahead]
-                    self._ahead.clear()
+                    stale = self._empty_ahead()
                     self._enough = True
                 else:
                     pause = min(pause, self.pace.longest_wait_s - waited)
@@ -376,7 +397,8 @@ class InHand:
                     pause = min(pause, due)
             reports = bool(self._reports)
         if stale:
-            self.connection.release(stale)
+            self._forget(stale)
+            self.connection.release(arrival.id for arrival in stale)
         if wanted:
             self.reserve(wanted)
         elif reports:
@@ -402,13 +424,13 @@ class InHand:
             self._reports[:0] = interrupted
         self.flush()
         with self._lock:
-            ids = [arrival.id for _, arrival in self._ahead]
-            ids.extend(self._storing)
+            gone = self._empty_ahead()
+            ids = [*(arrival.id for arrival in gone), *self._storing]
             if current is not None:
                 ids.append(current)
-            self._ahead.clear()
             asked = list(self._asked)
             self._asked.clear()
+        self._forget(gone)
         for reservation in asked:
             connection.give_back(reservation)
         connection.release(ids)

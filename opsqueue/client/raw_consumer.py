@@ -39,7 +39,8 @@ logger = logging.getLogger("opsqueue.consumer")
 WARN_EVERY_S = 60.0
 #: Seconds; a connection that was lost sooner is not followed by the next one at once.
 SHORT_LIVED_S = 1.0
-_POOL_SIZE = 8
+#: Inputs and results that one client fetches and stores at a time.
+FETCHING = 8
 #: Seconds of a pause after which it is asked whether the connection is still wanted.
 _LOOK_S = 0.2
 
@@ -161,7 +162,7 @@ class ConsumerClient:
     ) -> None:
         self._address = parse_address(address)
         self._store: Store = open_store(object_store_url, object_store_options)
-        self._pool = Pool(_POOL_SIZE, "opsqueue-consumer")
+        self._pool = Pool(FETCHING, "opsqueue-consumer")
         self._lock = threading.Lock()
         self._link = self._new_link()
         self._loops: weakref.WeakSet[ChunkLoop] = weakref.WeakSet()

@@ -85,6 +85,16 @@ class BareWriter:
         os.waitpid(self.pid, 0)
         self.control.close()
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """It does nothing meanwhile."""
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
     def stop(self) -> int:
         """In order; the exit code."""
         self.control.sendall(b"S")
