@@ -57,7 +57,9 @@ class InHand:
         self.pace = Pace(0, None)
         self._error: BaseException | None = None
         self._ahead: deque[tuple[float, Arrival]] = deque()
-        self._asked: dict[Reservation, tuple[int, float, int]] = {}
+        #: What was asked for, by a number: how many chunks, when, and the last report that was sent before.
+        self._asked: dict[int, tuple[Reservation, int, float, int]] = {}
+        self._asked_last = 0
         #: Chunks ahead at most on this connection, and the largest input so far in bytes.
         self._limit = 0
         self._largest: int | None = None
@@ -147,7 +149,7 @@ class InHand:
 
     def _ask(self, has_one: bool) -> None:
         with self._lock:
-            ahead = len(self._ahead) + sum(count for count, _, _ in self._asked.values())
+            ahead = len(self._ahead) + sum(count for _, count, _, _ in self._asked.values())
             # the one that was just taken is still to be worked on
             wanted = self.pace.wanted(ahead + has_one, None)
             if not has_one and not ahead:
@@ -181,16 +183,18 @@ class InHand:
         with self._sending:
             reports = self._take_reports()
             with self._lock:
-                self._asked[reservation] = (count, time.monotonic(), self._sent)
+                number = self._asked_last = self._asked_last + 1
+                self._asked[number] = (reservation, count, time.monotonic(), self._sent)
             try:
                 connection.reserve(reservation, count, self._strategy, reports)
             except BaseException:
                 with self._lock:
-                    self._asked.pop(reservation, None)
+                    self._asked.pop(number, None)
                 # it may have been sent before an interruption
                 connection.give_back(reservation)
                 raise
-        reservation.arrived.add_done_callback(lambda arrived: self._arrived(reservation, arrived))
+        # by number: a future that knew its reservation would hold its chunks until the garbage collector comes
+        reservation.arrived.add_done_callback(lambda arrived: self._arrived(number, arrived))
 
     def _fetch(self, chunk: wire.Chunk, submission: wire.Submission) -> Future[bytes]:
         begun = time.monotonic()
@@ -213,17 +217,17 @@ class InHand:
                 self._largest = size
                 self._set_limit()
 
-    def _arrived(self, reservation: Reservation, arrived: Future[list[Arrival]]) -> None:
+    def _arrived(self, number: int, arrived: Future[list[Arrival]]) -> None:
         error = arrived.exception()
         arrivals = [] if error is not None else arrived.result()
         now = time.monotonic()
         with self._lock:
-            asked = self._asked.pop(reservation, None)
+            asked = self._asked.pop(number, None)
             late = arrivals
             if asked is not None and error is not None:
                 self._error = error
             elif asked is not None:
-                _, asked_at, sent = asked
+                _, _, asked_at, sent = asked
                 self.pace.answered(now - asked_at)
                 while self._unconfirmed and self._unconfirmed[0][0] <= sent:
                     self._unconfirmed.popleft()
@@ -241,7 +245,7 @@ class InHand:
         if late:
             self.connection.release(arrival.id for arrival in late)
         if error is None:
-            note_reserved(now - asked[1], arrivals)
+            note_reserved(now - asked[2], arrivals)
 
     def _is_busy(self, now: float) -> bool:
         """Under the lock: the callback will go on for longer than a chunk should wait for it."""
@@ -290,14 +294,16 @@ class InHand:
         if arrival.chunk.input_content is not None or prefix is None:
             self.report(outcomes.direct(arrival.id, output))
             return
-        storing = self._client.store_output(prefix, arrival.id, output, arrival.submission.otel_trace_carrier)
+        chunk_id = arrival.id
+        storing = self._client.store_output(prefix, chunk_id, output, arrival.submission.otel_trace_carrier)
         if storing.done():
-            self.report(self._outcome(arrival.id, storing))
+            self.report(self._outcome(chunk_id, storing))
             return
         with self._lock:
             self._taken = None
-            self._storing[arrival.id] = len(output)
-        storing.add_done_callback(lambda done: self._stored(arrival.id, done))
+            self._storing[chunk_id] = len(output)
+        # which holds the input no longer
+        storing.add_done_callback(lambda done: self._stored(chunk_id, done))
         limit = MAX_STORING if self.pace.limit else 1
         while True:
             with self._lock:
@@ -390,7 +396,7 @@ class InHand:
                     pause = min(pause, self.pace.longest_wait_s - waited)
             if self.running is not None and not self._enough:
                 running_s = now - self.running[1]
-                ahead = len(self._ahead) + sum(count for count, _, _ in self._asked.values())
+                ahead = len(self._ahead) + sum(count for _, count, _, _ in self._asked.values())
                 wanted = self.pace.wanted(ahead, running_s)
                 due = self.pace.due_s(ahead, running_s)
                 if not wanted and due is not None:
@@ -428,7 +434,7 @@ class InHand:
             ids = [*(arrival.id for arrival in gone), *self._storing]
             if current is not None:
                 ids.append(current)
-            asked = list(self._asked)
+            asked = [reservation for reservation, _, _, _ in self._asked.values()]
             self._asked.clear()
         self._forget(gone)
         for reservation in asked:

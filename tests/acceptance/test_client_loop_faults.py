@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from opsqueue.client.in_hand import InHand
+from opsqueue.client.session import Arrival
 from opsqueue.client.store import Store
 from opsqueue.consumer import ConsumerClient, Strategy, chunk_context
 from opsqueue.producer import ProducerClient, SubmissionStatus
@@ -189,3 +191,24 @@ class SlowStore:
 
     def is_quick(self, _size: int) -> bool:
         return False
+
+
+def test_what_was_worked_on_is_freed_at_once(server: Server, store_url: str) -> None:
+    consumer = ConsumerClient(server.address, store_url)
+    alive: list[int] = []
+
+    def count(number: int) -> int:
+        if number == 49:
+            alive.append(sum(isinstance(each, Arrival) for each in gc.get_objects()))
+        return number
+
+    gc.collect()
+    gc.disable()
+    try:
+        target = threading.Thread(target=consumer.run_each_op, args=(count,), kwargs={"strategy": Strategy.Oldest()})
+        with running(consumer, target):
+            results = ProducerClient(server.address, store_url).run_submission(range(50), chunk_size=1)
+            assert list(results) == list(range(50))
+    finally:
+        gc.enable()
+    assert alive[0] <= 2
