@@ -13,7 +13,7 @@ demo: $(VENV)/.installed ## count the identifiers of Python's standard library, 
 	@$(BIN)/opsqueue demo $(DEMO)
 
 test: $(VENV)/.installed-test ## the whole test suite, by two processes: most tests wait for servers to start
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: $(VENV)/.installed-test ## ruff, mypy --strict, and pyright on the examples
 	@$(BIN)/ruff check .
