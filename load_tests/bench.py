@@ -13,11 +13,13 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from load_tests.figures import Figure, Machine, as_json, as_markdown, as_table, cells, did_not_run, from_json, terminal
+from load_tests.pace import Pace
 from load_tests.scale import FULL, QUICK
 from load_tests.setting import Bench
 from load_tests.subjects import (
@@ -99,9 +101,11 @@ def run(arguments: argparse.Namespace, console: Console) -> tuple[Machine, list[
     figures: list[Figure] = []
     for name in arguments.only or SUBJECTS:
         begun = time.perf_counter()
+        pace = Pace.now(bench.directory)
+        console.print(f"{name}; machine: {pace}", style="dim")
         for figure in measured(name, bench):
-            figures.append(figure)
-            what, value, _, ratio, asked, of_asked, limit, note = cells(figure)
+            figures.append(replace(figure, pace=str(pace)))
+            what, value, _, ratio, asked, of_asked, limit, _, note = cells(figure)
             console.print(
                 f"  {what}: {value} (reference x {ratio}; asked {asked}, x {of_asked}) {limit} {note}", soft_wrap=True
             )

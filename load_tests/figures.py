@@ -35,6 +35,7 @@ class Figure:
 
     `reference`: what the reference reaches, in the same unit; None where it was not measured. `asked`: what is to be
     reached. `limit`: the processor time of each process as a share of one core, and which of them was the limit.
+    `pace`: of the machine just before, see pace.py.
     """
 
     what: str
@@ -45,6 +46,7 @@ class Figure:
     higher_is_better: bool = True
     limit: str = ""
     note: str = ""
+    pace: str = ""
 
     @property
     def ratio(self) -> float | None:
@@ -176,7 +178,7 @@ class Machine:
 #: Stands where a row has no such number.
 NONE = "-"
 
-HEADINGS = ("what", "measured", "reference", "ratio", "asked", "of asked", "limit", "notes")
+HEADINGS = ("what", "measured", "reference", "ratio", "asked", "of asked", "limit", "machine", "notes")
 
 
 def cells(figure: Figure) -> tuple[str, ...]:
@@ -189,6 +191,7 @@ def cells(figure: Figure) -> tuple[str, ...]:
         _amount(figure.asked, figure.unit),
         _factor(figure.of_asked),
         figure.limit,
+        figure.pace or NONE,
         figure.note,
     )
 
@@ -214,10 +217,10 @@ def terminal() -> Console:
 def as_table(title: str, figures: Iterable[Figure]) -> Table:
     """For a terminal: what fits there; the line of each row said the rest when it was measured."""
     table = Table(title=title, title_justify="left")
-    for heading in HEADINGS[:-2]:
+    for heading in HEADINGS[:-3]:
         table.add_column(heading, justify="left" if heading == "what" else "right", no_wrap=heading != "what")
     for figure in figures:
-        table.add_row(*cells(figure)[:-2])
+        table.add_row(*cells(figure)[:-3])
     return table
 
 
