@@ -11,6 +11,7 @@ cdef extern from *:
     #include <time.h>
     #define opsqueue_lowest(x) ((uint32_t)__builtin_ctzll(x))
     #define opsqueue_highest(x) (63u - (uint32_t)__builtin_clzll(x))
+    #define opsqueue_prefetch(at) __builtin_prefetch(at)
     #define opsqueue_scaled(x, n) ((uint64_t)(((unsigned __int128)(x) * (n)) >> 64))
     /* Without -mpopcnt the builtin is a call into a table; this stays in registers. */
     static inline uint32_t opsqueue_popcount(uint64_t x) {
@@ -37,6 +38,7 @@ cdef extern from *:
     uint32_t highest_bit "opsqueue_highest"(uint64_t x) noexcept nogil        # x != 0
     uint64_t scaled "opsqueue_scaled"(uint64_t x, uint64_t n) noexcept nogil  # x / 2**64 * n
     uint32_t popcount "opsqueue_popcount"(uint64_t x) noexcept nogil
+    void prefetch "opsqueue_prefetch"(const void *at) noexcept nogil          # any address will do
     void *must "opsqueue_must"(void *memory) noexcept nogil
     uint64_t clock_ns "opsqueue_clock_ns"() noexcept nogil
 

@@ -1,20 +1,23 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
 """Checks the rows of the block table as a start reads them: hundreds of thousands. Keeps and changes nothing.
 
-A row is (submission, block, batch, done, attempts, the submission's chunks); docs/journal.md says what makes sense in it.
+A row is (submission, block, batch, done, attempts, the submission's chunks, packing); docs/journal.md says what makes sense
+in it.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
+from opsqueue._speedups.bitmaps import unpack
 from opsqueue._speedups.eventlog cimport get_varint
 
 cdef enum:
     BLOCK_CHUNKS = 4096
+    PACKED = 1
 
 
 def checked(rows, dict attempts_as_of not None):
-    """Gives the rows that make sense, in order; notes in `attempts_as_of` the batch of each (submission, block) that has
+    """Gives the rows that make sense, in order, without `packing`, `done` bit by bit; notes in `attempts_as_of` the batch of each (submission, block) that has
     attempts. Raises ValueError naming the row that does not.
     """
     cdef bytes done, attempts
@@ -28,6 +31,13 @@ def checked(rows, dict attempts_as_of not None):
         if block < 0 or block > (chunks_total - 1) // BLOCK_CHUNKS or chunks_total <= 0:
             raise ValueError(f"row ({row[0]}, {block}): the submission has {chunks_total} chunks")
         chunks = min(<int64_t>BLOCK_CHUNKS, chunks_total - block * BLOCK_CHUNKS)
+        if row[6]:
+            if row[6] != PACKED:
+                raise ValueError(f"row ({row[0]}, {block}): {row[6]} is no packing")
+            try:
+                done = unpack(done)
+            except ValueError as error:
+                raise ValueError(f"row ({row[0]}, {block}): {error}") from None
         size = len(done)
         if size:
             if <uint64_t>size != (chunks + 7) // 8:
@@ -51,4 +61,4 @@ def checked(rows, dict attempts_as_of not None):
                 if offset >= chunks:
                     raise ValueError(f"row ({row[0]}, {block}): attempts of chunk {offset}, the block has {chunks}")
             attempts_as_of[row[0], block] = row[2]
-        yield row
+        yield (row[0], block, row[2], done, attempts, chunks_total)

@@ -11,7 +11,7 @@ from libc.string cimport memcmp, memset
 
 import os
 
-from opsqueue._speedups.bits cimport clock_ns, mixed, must, random_below
+from opsqueue._speedups.bits cimport clock_ns, mixed, must, prefetch, random_below
 from opsqueue._speedups.board cimport SLOT_COUNTERS, Board
 from opsqueue._speedups.counters cimport (
     CHUNKS_BACKLOG, CHUNKS_COMPLETED, CHUNKS_CRASHED, CHUNKS_EXPIRED, CHUNKS_FAILED, CHUNKS_RELEASED,
@@ -37,7 +37,7 @@ from opsqueue._speedups.reservations cimport (
 from opsqueue._speedups.slotmap cimport slotmap_add, slotmap_close, slotmap_open, slotmap_remove
 from opsqueue._speedups.submission cimport (
     BLOCK_CHUNKS, BLOCK_SHIFT, JOB_DROP, JOB_FREE, JOB_NONE, STATE_CANCELLED, STATE_COMPLETED, STATE_FAILED,
-    STATE_IN_PROGRESS, STATE_PAUSED, Attempt, LOAD_BEYOND, LOAD_SIZE, LOAD_TWICE, Block, LoadResult, Submission,
+    STATE_IN_PROGRESS, STATE_PAUSED, Attempt, Big, LOAD_BEYOND, LOAD_SIZE, LOAD_TWICE, Block, LoadResult, Submission,
     attempt_made, attempt_of, available_chunk, block_done, block_length, block_load, block_place, chunk_is_done,
     finish_chunk, give_chunk_back, submission_free_blocks, submission_open, take_chunk,
 )
@@ -49,6 +49,7 @@ cdef enum:
     TIMERS_A_TURN = 4096          # fired by one `advance`
     CLOCK_EVERY = 128             # steps of a sliced job between two looks at the clock
     MAX_HOLDER_SLOTS = 1 << 22
+    REPLAYED_TOGETHER = 32        # entries of the log whose blocks are waited for at a time
     NO_SLOT = 0xFFFFFFFF
 
 cdef enum:
@@ -83,6 +84,35 @@ cdef inline void take_off(uint64_t *counters, int counter, uint64_t amount) noex
 cdef inline bint over(Submission *s) noexcept nogil:
     """It has ended."""
     return s.state > STATE_PAUSED
+
+
+cdef struct Replayed:
+    Submission *submission
+    uint64_t chunk
+    uint32_t kind
+
+
+cdef inline void fetch_together(Replayed *window, uint32_t count) noexcept nogil:
+    """Each entry of the log is about another block, none of which is in a cache: waits for all of them at once."""
+    cdef uint32_t i, at
+    cdef Block *block
+    cdef Big *big
+    for i in range(count):
+        prefetch(window[i].submission.big)
+    for i in range(count):
+        big = window[i].submission.big
+        if big != NULL:
+            at = <uint32_t>(window[i].chunk >> BLOCK_SHIFT)
+            prefetch(&big.blocks[at])
+            prefetch(&big.unavailable[at])
+            prefetch(big.dirty[0])
+            prefetch(big.dirty[1])
+    for i in range(count):
+        at = <uint32_t>(window[i].chunk >> BLOCK_SHIFT)
+        block = block_place(window[i].submission, at)[0]
+        if block != NULL and block != block_done():
+            prefetch(block)
+            prefetch(&block.bits[(window[i].chunk & (BLOCK_CHUNKS - 1)) >> 6])
 
 
 cdef class Engine:
@@ -980,6 +1010,8 @@ cdef class Engine:
         cdef Event event = Event(0, 0, 0)
         cdef Submission *s = NULL
         cdef uint64_t last = 0
+        cdef Replayed window[REPLAYED_TOGETHER]
+        cdef uint32_t count = 0, i
         while read < end:
             if not event_read(&read, end, read == start, &event):
                 raise ValueError(f"a log row of {len(events)} bytes is damaged before byte {read - start}")
@@ -992,7 +1024,16 @@ cdef class Engine:
                 raise ValueError(
                     f"a log row names chunk {event.chunk} of submission {s.id}, which has {s.chunks_total} chunks"
                 )
-            self.replay(s, event.kind, event.chunk)
+            window[count] = Replayed(s, event.chunk, event.kind)
+            count += 1
+            if count < REPLAYED_TOGETHER and read < end:
+                continue
+            fetch_together(window, count)
+            for i in range(count):
+                self.replay(window[i].submission, window[i].kind, window[i].chunk)
+            count = 0
+        for i in range(count):  # when the last ones are about submissions that are not here
+            self.replay(window[i].submission, window[i].kind, window[i].chunk)
 
     cdef void replay(self, Submission *s, uint32_t kind, uint64_t chunk) noexcept:
         """Apply an entry; the journal leaves out those that the blocks contain."""

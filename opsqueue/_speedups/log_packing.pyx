@@ -151,23 +151,24 @@ def unpack(bytes row not None) -> bytes:
         free(log.at)
 
 
-def mentioned(bytes row not None) -> set:
-    """The ids of all submissions in a stored row. Raises ValueError at what makes no sense."""
+def mentioned(bytes row not None, frozenset among not None) -> set:
+    """Which of the submissions `among` are in a stored row. Raises ValueError at what makes no sense."""
     cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(row)
     cdef const uint8_t *end = start + len(row)
     cdef const uint8_t *read = start + 1
     cdef uint64_t size = 0, submission = 0, step = 0, more = 0
     if not row or start[0] != PACKED:
-        return mentioned_in_entries(row)
+        return mentioned_in_entries(row) & among
     if not get_varint(&read, end, &size) or size > <uint64_t>(end - read):
         raise ValueError("byte 1: the entries of a packed row are cut off")
-    found = mentioned_in_entries((<const char *>read)[:size]) if size else set()
+    found = mentioned_in_entries((<const char *>read)[:size]) & among if size else set()
     read += size
     while read < end:
         if not get_varint(&read, end, &step) or not get_varint(&read, end, &more) or (submission + step) >> 63:
             raise ValueError(f"byte {read - start}: a packed row is cut off, or a number in it is too large")
         submission += step
-        found.add(submission)
+        if submission in among:
+            found.add(submission)
         more += 1
         while more and read < end:  # a number ends with its first byte below 0x80
             more -= read[0] < 0x80

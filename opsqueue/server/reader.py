@@ -13,6 +13,7 @@ from typing import Any
 import apsw
 import msgspec
 
+from opsqueue._speedups.bitmaps import unpack
 from opsqueue.server.lru import ByteLru
 from opsqueue.server.sql import queries
 from opsqueue.server.writer.batch import State
@@ -142,7 +143,8 @@ class Reader:
 
     def blocks(self, submission: int, first: int, limit: int) -> list[tuple[int, bytes]]:
         """(block, bitmap) of `limit` stored blocks from `first` on, ascending; an empty bitmap: all are done."""
-        return [(block, done) for block, done in self._rows(_BLOCKS, (submission, first, limit))]
+        rows = self._rows(_BLOCKS, (submission, first, limit))
+        return [(block, unpack(done) if packing else done) for block, done, packing in rows]
 
     def lookup_by_prefix(self, prefix: str) -> int | None:
         """The newest submission with this prefix, whatever its state."""

@@ -18,7 +18,7 @@ def read(total: int, not_done: Mapping[int, int]) -> tuple[set[int], dict[int, i
     reached: list[int] = []
     rows = list(block_rows(7, total, sorted(not_done.items()), reached.append))
     assert reached == sorted({chunk // BLOCK_CHUNKS * BLOCK_CHUNKS for chunk in not_done})
-    assert len(list(checked(((*row[:2], 1, *row[2:], total) for row in rows), {}))) == len(rows)
+    assert len(list(checked(((*row[:2], 1, *row[2:], total, 0) for row in rows), {}))) == len(rows)
     done: set[int] = set()
     retries: dict[int, int] = {}
     for row in rows:

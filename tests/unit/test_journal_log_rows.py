@@ -68,7 +68,10 @@ def test_a_packed_row_holds_what_its_entries_say(entries: list[LogEvent]) -> Non
     packed = pack(row)
     assert len(packed) <= len(row)
     assert as_stored(list(decode_events(unpack(packed)))) == as_stored(entries)
-    assert stored_mentions(packed) == mentioned(row)
+    everybody = frozenset(mentioned(row))
+    assert stored_mentions(packed, everybody) == everybody
+    some = frozenset(sorted(everybody)[::2]) | {2**62}
+    assert stored_mentions(packed, some) == some & everybody
 
 
 @given(events.filter(bool), st.data())
@@ -80,7 +83,7 @@ def test_a_packed_row_that_is_cut_off_is_refused_or_says_less(entries: list[LogE
     except ValueError:
         return
     assert len(left) <= len(entries)
-    stored_mentions(cut)
+    stored_mentions(cut, frozenset())
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,7 @@ def test_a_stored_row_that_makes_no_sense_is_refused(row: bytes) -> None:
     with pytest.raises(ValueError, match="byte"):
         list(decode_events(unpack(row)))
     with pytest.raises(ValueError, match="byte"):
-        stored_mentions(row)
+        stored_mentions(row, frozenset())
 
 
 def test_a_row_of_random_completions_takes_half_its_entries_room() -> None:

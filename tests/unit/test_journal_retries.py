@@ -175,9 +175,10 @@ def test_a_file_of_the_first_schema_can_be_retried_from(tmp_path: Path) -> None:
     failed(journal, BlockRow(1, 0, b"\3\0", b""), chunks_done=2)
     journal.close()
     with apsw.Connection(path) as connection:
-        connection.execute("DROP TABLE retries; DROP INDEX submissions_by_rare_state; PRAGMA user_version = 1")
+        connection.execute("DROP TABLE retries; DROP INDEX submissions_by_rare_state")
+        connection.execute("ALTER TABLE blocks DROP COLUMN packing; PRAGMA user_version = 1")
     connection.close()
-    assert len(migrations()) == 2
+    assert len(migrations()) == 3
     journal = SqliteJournal(JournalOptions(path))
     assert retry_one(journal, 3, NewRetry(7, 1, 10)).result is RetryResult.NEW
     journal.close()

@@ -37,8 +37,8 @@ SELECT id, ?2, ?3 FROM submissions WHERE id = ?1;
 
 -- The row of placeholders is repeated for as many blocks as are written at once.
 -- name: write_blocks
-INSERT OR REPLACE INTO blocks (submission_id, block, batch, done, attempts)
-SELECT column1, column2, column3, column4, column5 FROM (VALUES (?, ?, ?, ?, ?))
+INSERT OR REPLACE INTO blocks (submission_id, block, batch, done, attempts, packing)
+SELECT column1, column2, column3, column4, column5, column6 FROM (VALUES (?, ?, ?, ?, ?, ?))
 WHERE EXISTS (SELECT 1 FROM submissions WHERE id = column1);
 
 -- name: delete_log

@@ -17,7 +17,7 @@ SELECT content FROM direct_inputs WHERE submission_id = ? AND chunk_index = ?;
 SELECT content FROM direct_outputs WHERE submission_id = ? AND chunk_index = ?;
 
 -- name: blocks
-SELECT block, done FROM blocks WHERE submission_id = ? AND block >= ? ORDER BY block LIMIT ?;
+SELECT block, done, packing FROM blocks WHERE submission_id = ? AND block >= ? ORDER BY block LIMIT ?;
 
 -- name: newest_by_prefix
 SELECT id FROM submissions WHERE prefix = ? ORDER BY id DESC LIMIT 1;

@@ -8,7 +8,7 @@ FROM submissions WHERE id = ?;
 SELECT s.id, s.state FROM retries AS r JOIN submissions AS s ON s.id = r.retry_id WHERE r.submission_id = ?;
 
 -- name: blocks
-SELECT block, done FROM blocks WHERE submission_id = ? ORDER BY block;
+SELECT block, done, packing FROM blocks WHERE submission_id = ? ORDER BY block;
 
 -- name: copy_submission
 INSERT INTO submissions (id, state, chunks_total, chunk_size, direct, fingerprint, prefix, idempotency_key,

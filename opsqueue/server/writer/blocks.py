@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import apsw
 
+from opsqueue._speedups.bitmaps import pack
 from opsqueue.server.sql import queries
 from opsqueue.server.writer.batch import BlockRow
 
 _WRITE_BLOCKS = queries("journal")["write_blocks"]
 #: Statements that write several blocks, by how many.
-_STATEMENTS = {
-    count: _WRITE_BLOCKS.replace("(?, ?, ?, ?, ?)", ", ".join(["(?, ?, ?, ?, ?)"] * count)) for count in (64, 16, 4, 1)
-}
+_VALUES = "(?, ?, ?, ?, ?, ?)"
+_STATEMENTS = {count: _WRITE_BLOCKS.replace(_VALUES, ", ".join([_VALUES] * count)) for count in (64, 16, 4, 1)}
 
 
 def write_blocks(connection: apsw.Connection, batch: int, rows: Sequence[BlockRow]) -> None:
@@ -26,6 +26,8 @@ def write_blocks(connection: apsw.Connection, batch: int, rows: Sequence[BlockRo
         while len(rows) - at >= count:
             values: list[int | bytes] = []
             for row in rows[at : at + count]:
-                values += (row.submission, row.block, batch, row.done, row.attempts)
+                packed = pack(row.done)
+                done, packing = (row.done, 0) if packed is None else (packed, 1)
+                values += (row.submission, row.block, batch, done, row.attempts, packing)
             connection.execute(statement, values)
             at += count

@@ -16,7 +16,7 @@ from opsqueue._speedups.block_rows import checked
 from opsqueue._speedups.log_packing import mentioned, unpack
 from opsqueue.server.errors import DamagedDatabaseError
 from opsqueue.server.sql import queries
-from opsqueue.server.writer.batch import Loaded, LoadedBlock, LoadedSubmission, RecoverySink, State
+from opsqueue.server.writer.batch import Loaded, LoadedSubmission, RecoverySink, State
 from opsqueue.server.writer.log_rows import EventKind, LogEvent, keep_events
 
 #: Chunks of a block.
@@ -28,6 +28,8 @@ _UNFINISHED = _SQL["unfinished"]
 _ENDED = _SQL["ended"]
 _UNFINISHED_BLOCKS = _SQL["unfinished_blocks"]
 _BLOCKS_OF = _SQL["blocks_of"]
+_FAILED_OR_CANCELLED = _SQL["failed_or_cancelled"]
+_LAST_LOGGED = _SQL["last_logged"]
 _COUNT_ENDED = _SQL["count_ended"]
 _MARK = _SQL["mark"]
 
@@ -72,14 +74,16 @@ class Recovery:
         return Loaded(last_batch=last_batch, id_mark_ms=self._mark("id_mark_ms"), completed=completed)
 
     def _read_log(self) -> tuple[int, set[int]]:
-        """The last batch in the log, and every submission it is about; checks each row."""
-        last, mentions = 0, set[int]()
-        for batch, events in self._connection.execute(_LOG):
-            try:
-                mentions |= mentioned(events)
-            except ValueError as error:
-                raise self._damaged(f"table log, row {batch}: {error}") from error
-            last = batch
+        """The last batch in the log, and the failed and cancelled submissions that it is about."""
+        mentions = set[int]()
+        among = frozenset(row[0] for row in self._connection.execute(_FAILED_OR_CANCELLED))
+        if among:
+            for batch, events in self._connection.execute(_LOG):
+                try:
+                    mentions |= mentioned(events, among)
+                except ValueError as error:
+                    raise self._damaged(f"table log, row {batch}: {error}") from error
+        ((last,),) = self._connection.execute(_LAST_LOGGED)
         return last, mentions
 
     def _count_completed(self) -> int:
@@ -112,7 +116,7 @@ class Recovery:
         except ValueError as error:
             raise self._damaged(f"table blocks, {error}") from error
 
-    def _load(self, rows: Iterable[LoadedBlock]) -> None:
+    def _load(self, rows: Iterable[tuple[Any, ...]]) -> None:
         self._sink.load_blocks(checked(rows, self._attempts_as_of))
 
     def _events(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import apsw
 
+from opsqueue._speedups.bitmaps import unpack
 from opsqueue.server.sql import queries
 from opsqueue.server.writer.batch import (
     BlockRow,
@@ -55,7 +56,11 @@ def retry(connection: apsw.Connection, batch: int, new: NewRetry) -> RetryOutcom
         return RetryOutcome(RetryResult.CONFLICT, conflict)
     blocks = new.blocks
     if blocks is None:
-        blocks = tuple((block, done) for block, done in connection.execute(_BLOCKS, (new.failed,)))
+        rows = connection.execute(_BLOCKS, (new.failed,))
+        try:
+            blocks = tuple((block, unpack(done) if packing else done) for block, done, packing in rows)
+        except ValueError:  # damaged: not what was done
+            return RetryOutcome(RetryResult.INCOMPLETE)
     if _count(blocks, chunks_total) != chunks_done:
         return RetryOutcome(RetryResult.INCOMPLETE)
     strategic = strategic_pairs(pairs)
