@@ -47,8 +47,8 @@ SUBJECTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "small-submissions": small_submissions.measure,
     "churn": churn.measure,
     "connections": connections.measure,
-    "interop": interop.measure,
     "client": client.measure,
+    "interop": interop.measure,
 }
 
 
