@@ -11,8 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import cbor2
+import pytest
 from aiohttp import WSMsgType, web
 
+from opsqueue.consumer import ConsumerClient
 from opsqueue.protocol import consumer as wire
 from opsqueue.protocol.packed import Report
 
@@ -270,3 +273,30 @@ def running(server: FakeServer, tls: ssl.SSLContext | None = None) -> Iterator[R
         loop.call_soon_threadsafe(stop.set)
         thread.join(10)
         loop.close()
+
+
+class Stop(BaseException):
+    """Ends a loop in a test."""
+
+
+def direct(*operations: Any) -> list[bytes | None]:
+    """Chunks whose operations travel with them, one of each argument."""
+    return [cbor2.dumps(list(ops)) for ops in operations]
+
+
+def stop_after(count: int, callback: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`callback`, which ends its loop instead of being called once more than `count` times."""
+    calls = iter(range(count))
+
+    def wrapped(argument: Any) -> Any:
+        if next(calls, None) is None:
+            raise Stop
+        return callback(argument)
+
+    return wrapped
+
+
+def run_loop(consumer: ConsumerClient, callback: Callable[[Any], Any], count: int, **arguments: Any) -> None:
+    """The loop over operations, for `count` of them."""
+    with pytest.raises(Stop):
+        consumer.run_each_op(stop_after(count, callback), **arguments)

@@ -6,11 +6,9 @@ import logging
 import os
 import pickle
 import signal
-import socket
-import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +22,12 @@ from opsqueue.exceptions import (
     ChunkRetrievalError,
     ChunkStorageError,
     IncorrectUsageError,
-    InternalConsumerClientError,
-    InternalProducerClientError,
-    UnexpectedOpsqueueConsumerServerResponseError,
 )
 from opsqueue.opsqueue_internal import ChunkIndex
-from opsqueue.producer import ProducerClient
 from opsqueue.protocol import consumer as wire
-from tests.integration.client_fakes import FakeServer, Running, init, running
+from tests.integration.client_fakes import FakeServer, Running, Stop, direct, init, run_loop, running
 
 URL = "memory://"
-
-
-class Stop(BaseException):
-    """Ends a loop in a test."""
 
 
 @pytest.fixture
@@ -51,33 +41,13 @@ def consumer(fake: Running) -> ConsumerClient:
     return ConsumerClient(f"localhost:{fake.server.port}", URL)
 
 
-def _direct(*operations: Any) -> list[bytes | None]:
-    return [cbor2.dumps(list(ops)) for ops in operations]
-
-
-def _stop_after(count: int, callback: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    calls = iter(range(count))
-
-    def wrapped(argument: Any) -> Any:
-        if next(calls, None) is None:
-            raise Stop
-        return callback(argument)
-
-    return wrapped
-
-
-def _run(consumer: ConsumerClient, callback: Callable[[Any], Any], count: int, **arguments: Any) -> None:
-    with pytest.raises(Stop):
-        consumer.run_each_op(_stop_after(count, callback), **arguments)
-
-
 @pytest.mark.parametrize("features", [wire.FEATURES, None], ids=["ours", "reference"])
 @pytest.mark.parametrize("prefetch", [0, 1])
 def test_operations_run_and_their_results_are_reported(features: Any, prefetch: int) -> None:
     with running(FakeServer(features=features)) as fake:
-        number = fake.server.add([*_direct([1], [2], [3]), cbor2.dumps([0])])
+        number = fake.server.add([*direct([1], [2], [3]), cbor2.dumps([0])])
         consumer = ConsumerClient(f"localhost:{fake.server.port}", URL)
-        _run(consumer, lambda op: op + 1, 3, prefetch=prefetch, strategy=Strategy.Oldest())
+        run_loop(consumer, lambda op: op + 1, 3, prefetch=prefetch, strategy=Strategy.Oldest())
         fake.server.wait_for(lambda: bool(fake.server.closes))
         done = fake.server.submissions[number]["done"]
         assert {index: cbor2.loads(content) for index, content in done.items()} == {0: [2], 1: [3], 2: [4]}
@@ -90,8 +60,8 @@ def test_operations_run_and_their_results_are_reported(features: Any, prefetch: 
 def test_a_handshake_lists_the_extensions_and_the_end_has_a_close_frame(
     fake: Running, consumer: ConsumerClient
 ) -> None:
-    fake.server.add(_direct([1]))
-    _run(consumer, lambda op: op, 0)
+    fake.server.add(direct([1]))
+    run_loop(consumer, lambda op: op, 0)
     fake.server.wait_for(lambda: bool(fake.server.closes))
     assert fake.server.handshakes[0]["Opsqueue-Features"].split(", ") == list(wire.FEATURES)
     assert fake.server.closes == [1000]
@@ -100,15 +70,15 @@ def test_a_handshake_lists_the_extensions_and_the_end_has_a_close_frame(
 
 
 def test_a_chunk_in_hand_is_released_when_the_loop_ends(fake: Running, consumer: ConsumerClient) -> None:
-    number = fake.server.add(_direct([1]))
-    _run(consumer, lambda op: op, 0)
+    number = fake.server.add(direct([1]))
+    run_loop(consumer, lambda op: op, 0)
     fake.server.wait_for(lambda: bool(fake.server.sent(wire.ReleaseChunk)))
     assert fake.server.sent(wire.FailChunk) == []
     assert fake.server.available == [(number, 0)]
 
 
 def test_a_keyboard_interrupt_ends_the_loop_without_an_exception(fake: Running, consumer: ConsumerClient) -> None:
-    fake.server.add(_direct([1]))
+    fake.server.add(direct([1]))
 
     def interrupt(_op: int) -> None:
         raise KeyboardInterrupt
@@ -155,7 +125,7 @@ class _Unprintable(Exception):
 def test_an_exception_fails_its_chunk_and_the_loop_goes_on(
     fake: Running, consumer: ConsumerClient, caplog: pytest.LogCaptureFixture, error: Exception, says: str
 ) -> None:
-    fake.server.add(_direct([1], [2], [3]))
+    fake.server.add(direct([1], [2], [3]))
 
     def fail_first(op: int) -> int:
         if op == 1:
@@ -163,7 +133,7 @@ def test_an_exception_fails_its_chunk_and_the_loop_goes_on(
         return op
 
     with caplog.at_level(logging.WARNING, "opsqueue"):
-        _run(consumer, fail_first, 2)
+        run_loop(consumer, fail_first, 2)
     failures = fake.server.sent(wire.FailChunk)
     assert [message.id for message in failures] == [wire.ChunkId(1, 0)]
     assert "Traceback" in failures[0].failure
@@ -189,12 +159,12 @@ def test_what_a_raw_callback_returns_must_be_bytes(fake: Running, consumer: Cons
 
 
 def test_a_huge_failure_text_is_shortened_in_its_middle(fake: Running, consumer: ConsumerClient) -> None:
-    fake.server.add(_direct([1], [2]))
+    fake.server.add(direct([1], [2]))
 
     def fail(op: int) -> None:
         raise ValueError("ü" * 1_000_000 + "end")
 
-    _run(consumer, fail, 1)
+    run_loop(consumer, fail, 1)
     text = fake.server.sent(wire.FailChunk)[0].failure
     assert len(text.encode()) <= 64 * 1024
     assert text.startswith("Traceback")
@@ -268,7 +238,7 @@ def test_a_failed_download_fails_the_chunk_with_the_reason(fake: Running, tmp_pa
     fake.server.add([None, None], "there")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "1-in.bin").write_bytes(cbor2.dumps([1]))
-    _run(consumer, lambda op: op, 0)
+    run_loop(consumer, lambda op: op, 0)
     failed = fake.server.sent(wire.FailChunk)
     assert [message.id.chunk_index for message in failed] == [0]
     assert "0-in.bin" in failed[0].failure
@@ -281,7 +251,7 @@ def test_a_failed_upload_fails_the_chunk_with_the_reason(fake: Running, tmp_path
     for index in range(2):
         (tmp_path / "p" / f"{index}-in.bin").write_bytes(cbor2.dumps([index]))
     (tmp_path / "p" / "0-out.bin").mkdir()
-    _run(consumer, lambda op: op, 1)
+    run_loop(consumer, lambda op: op, 1)
     failed = fake.server.sent(wire.FailChunk)
     assert [message.id.chunk_index for message in failed] == [0]
     assert "0-out.bin" in failed[0].failure
@@ -296,215 +266,6 @@ def test_by_hand_a_failed_store_is_an_exception(fake: Running, tmp_path: Path) -
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ChunkStorageError, match=r"0-out\.bin"):
         consumer.complete_chunk(SubmissionId(1), "file", ChunkIndex(0), b"x")
-
-
-def test_a_lost_connection_is_made_again_and_a_lost_completion_sent_again(
-    fake: Running, consumer: ConsumerClient, caplog: pytest.LogCaptureFixture
-) -> None:
-    fake.server.add(_direct([1], [2], [3]))
-
-    def drop_during_second(op: int) -> int:
-        if op == 2 and not fake.server.closes:
-            fake.drop()
-            fake.server.wait_for(lambda: bool(fake.server.closes))
-        return op
-
-    with caplog.at_level(logging.WARNING, "opsqueue"):
-        _run(consumer, drop_during_second, 3)
-    assert len(fake.server.handshakes) == 2
-    assert set(fake.server.submissions[1]["done"]) >= {0, 1}
-    assert "lost" in caplog.text
-
-
-def test_a_report_after_the_connection_was_lost_raises_and_the_next_call_reconnects(
-    fake: Running, consumer: ConsumerClient
-) -> None:
-    fake.server.add([b"a"])
-    (chunk,) = consumer.reserve_chunks()
-    connection = consumer.inner.connect()
-    fake.drop()
-    assert connection._ended.wait(10)
-    with pytest.raises(InternalConsumerClientError, match="lost"):
-        consumer.complete_chunk(chunk.submission_id, None, chunk.chunk_index, b"x")
-    assert len(consumer.reserve_chunks()) == 1
-
-
-def _close_frame_arrives(connection: Any) -> None:
-    """As when the receiving thread has read the server's close frame and has not dealt with it yet."""
-    with connection._lock:
-        connection._protocol.receive_data(b"\x88\x02\x03\xe9")
-
-
-def test_a_loop_that_reports_while_the_server_closes_reconnects_and_goes_on(
-    fake: Running, consumer: ConsumerClient
-) -> None:
-    fake.server.add(_direct([1], [2], [3]))
-
-    def close_at_the_first(op: int) -> int:
-        if op == 1 and len(fake.server.handshakes) == 1:
-            _close_frame_arrives(consumer.inner.connect())
-        return op
-
-    _run(consumer, close_at_the_first, 2)
-    assert len(fake.server.handshakes) == 2
-
-
-def test_a_report_while_the_server_closes_raises_and_the_next_call_reconnects(
-    fake: Running, consumer: ConsumerClient
-) -> None:
-    fake.server.add([b"a", b"b"])
-    (chunk,) = consumer.reserve_chunks()
-    _close_frame_arrives(consumer.inner.connect())
-    with pytest.raises(InternalConsumerClientError, match="closed"):
-        consumer.complete_chunk(chunk.submission_id, None, chunk.chunk_index, b"x")
-    assert len(consumer.reserve_chunks()) == 1
-
-
-def test_a_server_that_is_not_there_yet_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    consumer = ConsumerClient(f"127.0.0.1:{port}", URL)
-    server = FakeServer(port=port)
-    server.add([b"late"])
-    warned = threading.Event()
-
-    class Noticing(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            warned.set()
-
-    handler = Noticing(level=logging.WARNING)
-    logging.getLogger("opsqueue.consumer").addHandler(handler)
-    found: list[Chunk] = []
-    waiting = threading.Thread(target=lambda: found.extend(consumer.reserve_chunks()), daemon=True)
-    try:
-        waiting.start()
-        assert warned.wait(10)
-    finally:
-        logging.getLogger("opsqueue.consumer").removeHandler(handler)
-    with running(server):
-        waiting.join(10)
-    assert [chunk.input_content for chunk in found] == [b"late"]
-    warnings = [record.getMessage() for record in caplog.records if "cannot connect" in record.getMessage()]
-    assert len(warnings) == 1
-    assert f"ws://127.0.0.1:{port}/consumer" in warnings[0]
-    assert "refused" in warnings[0]
-
-
-@pytest.mark.parametrize("status", [502, 503, 504])
-def test_a_handshake_that_may_succeed_later_is_tried_again(
-    fake: Running, consumer: ConsumerClient, status: int
-) -> None:
-    async def intercept(_request: web.Request) -> web.Response | None:
-        return web.Response(status=status) if len(fake.server.handshakes) < 3 else None
-
-    fake.server.intercept = intercept
-    fake.server.add([b"a"])
-    assert len(consumer.reserve_chunks()) == 1
-    assert len(fake.server.handshakes) == 3
-
-
-@pytest.mark.parametrize("status", [200, 400, 401, 404, 500])
-def test_a_handshake_that_is_refused_is_an_error_at_once(fake: Running, consumer: ConsumerClient, status: int) -> None:
-    async def intercept(_request: web.Request) -> web.Response | None:
-        return web.Response(status=status, text="go away")
-
-    fake.server.intercept = intercept
-    for call in (consumer.reserve_chunks, lambda: consumer.run_each_op(lambda op: op)):
-        with pytest.raises(InternalConsumerClientError, match=f"{status} go away"):
-            call()
-
-
-FIRST_FRAMES: dict[str, Any] = {
-    "garbage": b"\xff\xff",
-    "an answer": wire.encode_server(wire.ChunksReserved(0, [])),
-    "text": "hello",
-}
-
-
-@pytest.mark.parametrize("first", FIRST_FRAMES.values(), ids=FIRST_FRAMES)
-def test_a_first_frame_that_is_not_init_is_an_error_at_once(
-    fake: Running, consumer: ConsumerClient, first: bytes | str
-) -> None:
-    async def talk(ws: web.WebSocketResponse) -> None:
-        await (ws.send_str(first) if isinstance(first, str) else ws.send_bytes(first))
-        await ws.receive()
-
-    fake.server.talk = talk
-    with pytest.raises(InternalConsumerClientError, match="no Init first"):
-        consumer.reserve_chunks()
-
-
-def test_a_server_that_does_not_speak_http_is_an_error_at_once() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(4096)
-                connection.sendall(b"220 mail.example ESMTP\r\n\r\n")
-
-        threading.Thread(target=serve, daemon=True).start()
-        consumer = ConsumerClient(f"127.0.0.1:{listener.getsockname()[1]}", URL)
-        with pytest.raises(InternalConsumerClientError, match="WebSocket"):
-            consumer.reserve_chunks()
-
-
-def test_garbage_later_is_an_error_that_says_so(fake: Running, consumer: ConsumerClient) -> None:
-    async def talk(ws: web.WebSocketResponse) -> None:
-        await ws.send_bytes(init())
-        await ws.receive()
-        await ws.send_bytes(b"\xa1\x61x\x00")
-        await ws.receive()
-
-    fake.server.talk = talk
-    with pytest.raises(UnexpectedOpsqueueConsumerServerResponseError, match="Init, Sync and Async"):
-        consumer.reserve_chunks()
-
-
-def test_a_refused_request_is_the_callers_mistake(fake: Running, consumer: ConsumerClient) -> None:
-    async def talk(ws: web.WebSocketResponse) -> None:
-        await ws.send_bytes(init())
-        message = wire.decode_client((await ws.receive()).data)
-        await ws.send_bytes(wire.encode_server(wire.ReservationRefused(message.nonce, "too deep")))
-        await ws.receive()
-
-    fake.server.talk = talk
-    with pytest.raises(IncorrectUsageError, match="too deep"):
-        consumer.reserve_chunks()
-
-
-def test_a_policy_close_of_a_server_without_refusals_is_an_error_with_the_reason(
-    fake: Running, consumer: ConsumerClient
-) -> None:
-    async def talk(ws: web.WebSocketResponse) -> None:
-        await ws.send_bytes(init(features=None))
-        await ws.receive()
-        await ws.close(code=1008, message=b"no such strategy")
-
-    fake.server.talk = talk
-    with pytest.raises(InternalConsumerClientError, match="no such strategy"):
-        consumer.reserve_chunks()
-
-
-def test_a_server_that_falls_silent_is_left(fake: Running, consumer: ConsumerClient) -> None:
-    silent = [True]
-
-    async def talk(ws: web.WebSocketResponse) -> None:
-        await ws.send_bytes(init(heartbeat_s=0.01))
-        if silent:
-            silent.clear()
-            await ws.receive()
-            await ws.receive()
-            return
-        message = wire.decode_client((await ws.receive()).data)
-        chunk = (wire.Chunk(1, 0, b"x", 0), wire.Submission(1, None, 1, 0, 1, None, {}, "{}"))
-        await ws.send_bytes(wire.encode_server(wire.ChunksReserved(message.nonce, [chunk])))
-        await ws.receive()
-
-    fake.server.talk = talk
-    assert len(consumer.reserve_chunks()) == 1
-    assert len(fake.server.handshakes) == 2
 
 
 def test_a_reference_server_is_told_of_an_expiry(fake: Running) -> None:
@@ -593,7 +354,7 @@ def test_a_forked_child_makes_a_connection_of_its_own(fake: Running, consumer: C
 
 def test_pickle_is_a_format_like_any_other(fake: Running, consumer: ConsumerClient) -> None:
     fake.server.add([pickle.dumps((1, 2)), pickle.dumps((3,))])
-    _run(consumer, lambda op: {op}, 2, serialization_format=pickle)
+    run_loop(consumer, lambda op: {op}, 2, serialization_format=pickle)
     assert pickle.loads(fake.server.submissions[1]["done"][0]) == [{1}, {2}]
 
 
@@ -609,7 +370,7 @@ def test_the_span_of_a_chunk_is_a_child_of_its_submissions_context(
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: provider)
-    number = fake.server.add(_direct([1], [2]))
+    number = fake.server.add(direct([1], [2]))
     fake.server.submissions[number]["carrier"] = (
         '{"traceparent":"00-' + "1" * 32 + "-" + "2" * 16 + '-01","baggage":"customer=acme"}'
     )
@@ -632,66 +393,3 @@ def test_the_span_of_a_chunk_is_a_child_of_its_submissions_context(
     said = {"customer": "acme", "submission_id": number, "chunk_index": 0}
     assert said.items() <= dict(span.attributes or {}).items()
     assert inside == ["acme"]
-
-
-#: A key and a certificate that signs itself, for localhost.
-TLS = Path(__file__).parent / "client_tls.pem"
-
-
-def test_tls_is_spoken_where_the_certificate_is_trusted_and_refused_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(TLS)
-    with running(FakeServer(), context) as fake:
-        url = f"https://localhost:{fake.server.port}/prefix"
-        with pytest.raises(InternalConsumerClientError, match="not trusted"):
-            ConsumerClient(url, URL).reserve_chunks()
-        with pytest.raises(InternalProducerClientError, match="not secure"):
-            ProducerClient(url, tmp_path.as_uri()).count_submissions()
-        monkeypatch.setenv("SSL_CERT_FILE", str(TLS))
-        ProducerClient(url, tmp_path.as_uri()).inner.insert_submission_direct([b"secret"])
-        (chunk,) = ConsumerClient(url, URL).reserve_chunks()
-        assert chunk.input_content == b"secret"
-
-
-def test_ctrl_c_ends_a_loop_that_finds_no_server(caplog: pytest.LogCaptureFixture) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        consumer = ConsumerClient(f"127.0.0.1:{unused.getsockname()[1]}", URL)
-        fired: list[float] = []
-
-        class Firing(logging.Handler):
-            def emit(self, record: logging.LogRecord) -> None:
-                fired.append(time.monotonic())
-                os.kill(os.getpid(), signal.SIGINT)
-
-        handler = Firing(level=logging.WARNING)
-        logging.getLogger("opsqueue.consumer").addHandler(handler)
-        try:
-            consumer.run_each_op(lambda op: op)
-        finally:
-            logging.getLogger("opsqueue.consumer").removeHandler(handler)
-        assert time.monotonic() - fired[0] < 1
-
-
-def test_a_report_after_a_refusal_reports_the_reason_once_and_the_next_call_reconnects(
-    fake: Running, consumer: ConsumerClient
-) -> None:
-    refusing = [True]
-
-    async def talk(ws: web.WebSocketResponse) -> None:
-        await ws.send_bytes(init(features=None))
-        if refusing:
-            refusing.clear()
-            await ws.close(code=1008, message=b"not you")
-        async for _ in ws:  # its first message may be a heartbeat, and what follows must have somebody to read it
-            pass
-
-    fake.server.talk = talk
-    connection = consumer.inner.connect()
-    assert connection._ended.wait(10)
-    with pytest.raises(InternalConsumerClientError, match="not you"):
-        consumer.fail_chunk(SubmissionId(1), None, ChunkIndex(0), "x")
-    consumer.fail_chunk(SubmissionId(1), None, ChunkIndex(0), "x")
-    assert len(fake.server.handshakes) == 2
