@@ -193,16 +193,21 @@ class SlowStore:
         return False
 
 
+def arrivals() -> list[Arrival]:
+    return [each for each in gc.get_objects() if isinstance(each, Arrival)]
+
+
 def test_what_was_worked_on_is_freed_at_once(server: Server, store_url: str) -> None:
     consumer = ConsumerClient(server.address, store_url)
     alive: list[int] = []
 
     def count(number: int) -> int:
         if number == 49:
-            alive.append(sum(isinstance(each, Arrival) for each in gc.get_objects()))
+            alive.append(len(arrivals()) - others)
         return number
 
     gc.collect()
+    others = len(arrivals())  # of loops of other tests
     gc.disable()
     try:
         target = threading.Thread(target=consumer.run_each_op, args=(count,), kwargs={"strategy": Strategy.Oldest()})
