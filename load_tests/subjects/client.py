@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from load_tests.client_programs import work
 from load_tests.figures import Figure, Processors, did_not_run
 from load_tests.reference_client import ROOT, VERSION, ReferenceClient, find_python312
-from load_tests.server_process import ServerProcess
+from load_tests.server_process import ServerProcess, fresh_directory
 from load_tests.setting import Bench
 from opsqueue.producer import ProducerClient
 
@@ -22,6 +23,7 @@ ROUNDS = 3
 #: (chunks, operations in each, chunks a second that the reference's client and server reach, what is asked).
 SHORT = ((1_000, 10, 39.0, 2_500.0), (200, 1_000, 200 / 5.2, 200 / 0.25))
 _IMPORTS = 15
+_FIRST_CLIENT = "from opsqueue.producer import ProducerClient; ProducerClient('127.0.0.1:1', 'memory://')"
 #: Operations of the row about memory, and of each of its chunks.
 MANY = 10_000_000
 MANY_CHUNK_SIZE = 5_000
@@ -38,7 +40,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
             yield from _short(bench, homes, reference, count, size, published, asked)
     yield _beside_a_pool(bench)
     yield _with_a_slow_store(bench)
-    yield _import_time()
+    yield from _import_time()
     yield _memory(bench)
 
 
@@ -163,23 +165,30 @@ def _with_a_slow_store(bench: Bench) -> Figure:
     )
 
 
-def _import_time() -> Figure:
-    def seconds(code: str) -> float:
-        begun = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-        return time.perf_counter() - begun
+def _import_time() -> Iterator[Figure]:
+    with fresh_directory(None) as directory:
+        # an installed package has its bytecode, a source tree perhaps not
+        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(directory)}
 
-    pairs = [(seconds("import opsqueue.producer"), seconds("pass")) for _ in range(_IMPORTS)]
-    return Figure(
-        "import opsqueue.producer",
-        1000 * statistics.median(with_it - without for with_it, without in pairs),
-        "ms",
-        None,
-        150.0,
-        False,
-        limit="",
-        note=f"beyond an empty program, median of {_IMPORTS}",
-    )
+        def seconds(code: str) -> float:
+            begun = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)
+            return time.perf_counter() - begun
+
+        programs = (
+            ("import opsqueue.producer", "import opsqueue.producer", 150.0),
+            ("import opsqueue.producer and make a client", _FIRST_CLIENT, None),
+            ("import aiohttp, for comparison", "import aiohttp", None),
+        )
+        taken: dict[str, list[float]] = {what: [] for what, _, _ in programs}
+        for number in range(_IMPORTS + 1):
+            for what, code, _ in programs:
+                beyond = seconds(code) - seconds("pass")
+                if number:  # the first one writes the bytecode
+                    taken[what].append(beyond)
+    for what, _, asked in programs:
+        note = f"beyond an empty program, median of {_IMPORTS}"
+        yield Figure(what, 1000 * statistics.median(taken[what]), "ms", None, asked, False, limit="", note=note)
 
 
 def _memory(bench: Bench) -> Figure:

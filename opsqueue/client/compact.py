@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from opsqueue.protocol import consumer as wire
 from opsqueue.protocol.errors import MessageError

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
+
+import msgspec
 
 from opsqueue.client.backoff import LARGEST_S, Backoff
 from opsqueue.client.urls import ServerAddress
@@ -30,13 +31,12 @@ SHORTEST_S = 0.1
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """An answer that is not going to be retried; the headers' names are in lower case."""
 
     status: int
     body: bytes
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -44,8 +44,7 @@ class Answer:
         return self.body[:1000].decode(errors="replace").strip()
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """A try that came to nothing. `arrived`: the server may have acted on it; `final`: trying again is of no use."""
 
     text: str
@@ -55,8 +54,7 @@ class Failure:
     final: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Try:
+class Try(msgspec.Struct, frozen=True):
     """One request to be made now. The driver answers the step with an Answer or a Failure."""
 
     method: str
@@ -69,8 +67,7 @@ class Try:
     read_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Sleep:
+class Sleep(msgspec.Struct, frozen=True):
     """A pause. The driver answers the step with None."""
 
     seconds: float

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from opsqueue.client.store import StoreError
 from opsqueue.client.store_objects import StoredObject, StoreObjects, made_s
@@ -26,8 +27,7 @@ class Verdict(Enum):
     FAILED = "an error; what is left stays"
 
 
-@dataclass(frozen=True, slots=True)
-class Looked:
+class Looked(msgspec.Struct, frozen=True):
     """About one prefix; `reason`: why it failed.
 
     `objects` and `size`, in bytes, are of chunks: what was removed, or would be; of a failed prefix what was removed

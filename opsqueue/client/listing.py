@@ -8,8 +8,9 @@ from __future__ import annotations
 import operator
 import urllib.parse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Final, TypeVar
+
+import msgspec
 
 from opsqueue.client import convert
 from opsqueue.client.exchange import Answer, Call, Exchange
@@ -35,8 +36,7 @@ STATES: Final = ("in_progress", "paused", "completed", "failed", "cancelled")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class SubmissionPage:
+class SubmissionPage(msgspec.Struct, frozen=True):
     """Some submissions: `submissions`, ascending by id. `cursor` gives the next ones; None: there are no more.
 
     A page with few submissions, or none, may have a cursor: the server looks at a bounded number of them for each page.

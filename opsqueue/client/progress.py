@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from opsqueue.client.values import SubmissionStatus
 
@@ -15,8 +16,7 @@ WINDOW_S: Final = 30.0
 _REMEMBERED: Final = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """How far a submission is: `done` of `total` chunks. `state` is "InProgress", "Paused", "Completed" or the like.
 
     `rate` is in chunks a second and `estimate` in seconds until the end. Both are None when they are not known: at the

@@ -12,7 +12,6 @@ from opsqueue.client import listing, spans, streaming, upload
 from opsqueue.client.done_chunks import COMPLETED, DoneChunks
 from opsqueue.client.download import PyChunksAsyncIter, PyChunksIter, Start
 from opsqueue.client.exchange import Call
-from opsqueue.client.http import HttpClient
 from opsqueue.client.ids import new_prefix
 from opsqueue.client.pool import Pool, ready
 from opsqueue.client.producer_calls import ProducerCalls, completed_status, insert_body, number_of, submission_of
@@ -41,6 +40,9 @@ class ProducerClient:
     def __init__(
         self, address: str, object_store_url: str, object_store_options: Sequence[tuple[str, str]] = []
     ) -> None:
+        # imported late: half of all that `import opsqueue.producer` would take, and of no use without a client
+        from opsqueue.client.http import HttpClient
+
         server = parse_address(address)
         self.calls = ProducerCalls(server)
         self._http = HttpClient(server)

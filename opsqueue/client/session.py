@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
+import msgspec
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidMessage, InvalidStatus
 from websockets.frames import Frame, Opcode
@@ -54,8 +54,7 @@ class ConnectionLostError(Exception):
 Fetch = Callable[[wire.Chunk, wire.Submission], Future[bytes]]
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True):
     """A reserved chunk, its submission, and its input, which is on its way."""
 
     chunk: wire.Chunk
@@ -70,8 +69,7 @@ class Arrival:
         return wire.ChunkId(self.chunk.submission_id, self.chunk.chunk_index)
 
 
-@dataclass(slots=True, eq=False)
-class Reservation:
+class Reservation(msgspec.Struct, eq=False):
     """A request for chunks. `arrived` gives them, or raises what became of the connection.
 
     Made before it is sent, so that an interrupted caller can always give it back.
@@ -79,8 +77,8 @@ class Reservation:
 
     #: Called with each chunk as it comes, on the connection's thread.
     fetch: Fetch
-    arrived: Future[list[Arrival]] = field(default_factory=Future)
-    ids: list[wire.ChunkId] = field(default_factory=list)
+    arrived: Future[list[Arrival]] = msgspec.field(default_factory=Future)
+    ids: list[wire.ChunkId] = msgspec.field(default_factory=list)
     abandoned: bool = False
 
 

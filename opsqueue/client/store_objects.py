@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
 
 from opsqueue.client.store import BucketStore, DirectoryStore, Store, StoreError, first_line
 
@@ -24,8 +25,7 @@ _UNFINISHED: Final = re.compile(r"(0|[1-9][0-9]*)-(in|out)\.bin\.[0-9]+-[0-9]+\.
 _AT_ONCE: Final = 1_000
 
 
-@dataclass(frozen=True, slots=True)
-class StoredObject:
+class StoredObject(msgspec.Struct, frozen=True):
     """`name`: below its prefix. `size` in bytes, `modified_s` in seconds since the Unix epoch."""
 
     name: str

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
+
+import msgspec
 
 from opsqueue.exceptions import NewObjectStoreClientError
 
@@ -32,13 +33,12 @@ _PREFIXES: Final = ("aws_", "google_", "azure_")
 _SWITCHES: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-@dataclass(slots=True)
-class StoreOptions:
+class StoreOptions(msgspec.Struct):
     """What a store is opened with. `durable`: of a directory, an object is on the disk when `put` returns."""
 
-    config: dict[str, str] = field(default_factory=dict)
-    client: dict[str, str] = field(default_factory=dict)
-    retry: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, str] = msgspec.field(default_factory=dict)
+    client: dict[str, str] = msgspec.field(default_factory=dict)
+    retry: dict[str, Any] = msgspec.field(default_factory=dict)
     durable: bool = False
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import urllib.parse
-from dataclasses import dataclass
+
+import msgspec
 
 from opsqueue.exceptions import IncorrectUsageError
 
@@ -11,8 +12,7 @@ DEFAULT_PORT = 3999
 _SCHEMES = {"http": False, "ws": False, "https": True, "wss": True}
 
 
-@dataclass(frozen=True, slots=True)
-class ServerAddress:
+class ServerAddress(msgspec.Struct, frozen=True):
     """Where a server is: `path` is what stands before `/producer` and `/consumer`, empty or starting with a slash."""
 
     secure: bool

@@ -6,9 +6,11 @@ Variants are nested subclasses of their parent: `isinstance(status, SubmissionSt
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
+
+import msgspec
+from msgspec.structs import force_setattr
 
 from opsqueue.exceptions import TryFromIntError
 from opsqueue.protocol import strategy as wire
@@ -40,52 +42,51 @@ def _u63(value: object, what: str) -> int:
     raise OverflowError(f"{what} {number} is out of range: it may be 0 to {_U63_END - 1}")
 
 
-@dataclass(frozen=True, slots=True, order=True, repr=False)
-class SubmissionId:
+class SubmissionId(msgspec.Struct, frozen=True, order=True):
     """Identifies a submission: `id` is a number from 0 to 2^63-1, ordered by the time of insertion.
 
     Raises TryFromIntError from 2^63 to 2^64-1, OverflowError for a negative or larger number.
     """
 
-    __match_args__ = ()
     id: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "id", _u63(self.id, "the submission id"))
+        force_setattr(self, "id", _u63(self.id, "the submission id"))
 
     def __int__(self) -> int:
         return self.id
 
-    def __repr__(self) -> str:
-        return f"SubmissionId(id={self.id})"
 
-
-@dataclass(frozen=True, slots=True, order=True, repr=False)
-class ChunkIndex:
+class ChunkIndex(msgspec.Struct, frozen=True, order=True):
     """A chunk's place in its submission: `id` is a number from 0 to 2^63-1. Raises as `SubmissionId` does."""
 
-    __match_args__ = ()
     id: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "id", _u63(self.id, "the chunk index"))
+        force_setattr(self, "id", _u63(self.id, "the chunk index"))
 
     def __int__(self) -> int:
         return self.id
 
-    def __repr__(self) -> str:
-        return f"ChunkIndex(id={self.id})"
+
+class _Matched(msgspec.StructMeta):
+    """Lets patterns name the fields by their places, also where the constructor wants their names."""
+
+    @property
+    def __match_args__(cls) -> tuple[str, ...]:  # type: ignore[override]  # msgspec's cannot be written either
+        return cls.__struct_fields__
 
 
-class _Variants:
+class _Variants(msgspec.Struct, frozen=True, metaclass=_Matched):
     """A parent that has no instances of its own: only its nested subclasses do."""
 
-    __slots__ = ()
+    def __post_init__(self) -> None:
+        if _Variants in type(self).__bases__:
+            raise TypeError(f"{type(self).__name__} cannot be instantiated; use one of its variants")
 
-    def __new__(cls, *_args: object, **_kwargs: object) -> Self:
-        if _Variants in cls.__bases__:
-            raise TypeError(f"{cls.__name__} cannot be instantiated; use one of its variants")
-        return super().__new__(cls)
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__struct_fields__)
+        return f"{type(self).__qualname__}({fields})"
 
 
 V = TypeVar("V", bound=type)
@@ -104,10 +105,9 @@ def _nested(parent: type) -> Any:
     return nest
 
 
-class Strategy(_Variants):
+class Strategy(_Variants, frozen=True):
     """In which order a consumer wants its chunks."""
 
-    __slots__ = ()
     Oldest: ClassVar[type[StrategyOldest]]
     Newest: ClassVar[type[StrategyNewest]]
     Random: ClassVar[type[StrategyRandom]]
@@ -124,8 +124,7 @@ class Strategy(_Variants):
 
 
 @_nested(Strategy)
-@dataclass(frozen=True, slots=True, repr=False)
-class StrategyOldest(Strategy):
+class StrategyOldest(Strategy, frozen=True):
     """The oldest submission first, its chunks ascending."""
 
     def __repr__(self) -> str:
@@ -136,8 +135,7 @@ class StrategyOldest(Strategy):
 
 
 @_nested(Strategy)
-@dataclass(frozen=True, slots=True, repr=False)
-class StrategyNewest(Strategy):
+class StrategyNewest(Strategy, frozen=True):
     """The newest submission first, its chunks descending."""
 
     def __repr__(self) -> str:
@@ -148,8 +146,7 @@ class StrategyNewest(Strategy):
 
 
 @_nested(Strategy)
-@dataclass(frozen=True, slots=True, repr=False)
-class StrategyRandom(Strategy):
+class StrategyRandom(Strategy, frozen=True):
     """Any available chunk, each as likely as every other."""
 
     def __repr__(self) -> str:
@@ -181,13 +178,11 @@ def _check_integer(name: str, given: object, least: int, most: int) -> None:
 
 
 @_nested(Strategy)
-@dataclass(frozen=True, slots=True, repr=False)
-class StrategyPreferDistinct(Strategy):
+class StrategyPreferDistinct(Strategy, frozen=True, kw_only=True):
     """First the values of strategic metadata `meta_key` with the fewest chunks in flight, then `underlying`."""
 
-    __match_args__ = ("meta_key", "underlying")
-    meta_key: str = field(kw_only=True)
-    underlying: Strategy = field(kw_only=True)
+    meta_key: str
+    underlying: Strategy
 
     def __post_init__(self) -> None:
         _check_key(self.meta_key)
@@ -201,12 +196,10 @@ class StrategyPreferDistinct(Strategy):
 
 
 @_nested(Strategy)
-@dataclass(frozen=True, slots=True, repr=False)
-class StrategyHighest(Strategy):
+class StrategyHighest(Strategy, frozen=True, kw_only=True):
     """The largest value of strategic metadata `meta_key` first, then the oldest; submissions without a value last."""
 
-    __match_args__ = ("meta_key",)
-    meta_key: str = field(kw_only=True)
+    meta_key: str
 
     def __post_init__(self) -> None:
         _check_key(self.meta_key)
@@ -219,12 +212,10 @@ class StrategyHighest(Strategy):
 
 
 @_nested(Strategy)
-@dataclass(frozen=True, slots=True, repr=False)
-class StrategyLowest(Strategy):
+class StrategyLowest(Strategy, frozen=True, kw_only=True):
     """The smallest value of strategic metadata `meta_key` first, then the oldest; submissions without a value last."""
 
-    __match_args__ = ("meta_key",)
-    meta_key: str = field(kw_only=True)
+    meta_key: str
 
     def __post_init__(self) -> None:
         _check_key(self.meta_key)
@@ -237,14 +228,12 @@ class StrategyLowest(Strategy):
 
 
 @_nested(Strategy)
-@dataclass(frozen=True, slots=True, repr=False)
-class StrategySelectOnly(Strategy):
+class StrategySelectOnly(Strategy, frozen=True, kw_only=True):
     """Only submissions whose strategic metadata `meta_key` is `value` (64 bits), in the order of `underlying`."""
 
-    __match_args__ = ("meta_key", "value", "underlying")
-    meta_key: str = field(kw_only=True)
-    value: int = field(kw_only=True)
-    underlying: Strategy = field(kw_only=True)
+    meta_key: str
+    value: int
+    underlying: Strategy
 
     def __post_init__(self) -> None:
         _check_key(self.meta_key)
@@ -262,8 +251,7 @@ class StrategySelectOnly(Strategy):
 
 
 @_nested(Strategy)
-@dataclass(frozen=True, slots=True, repr=False)
-class StrategyMaxSimultaneous(Strategy):
+class StrategyMaxSimultaneous(Strategy, frozen=True, kw_only=True):
     """Only submissions whose value of `meta_key` has fewer than `limit` chunks in flight, whoever holds them.
 
     They are taken in the order of `underlying`. Submissions without the key are not limited. The limit (1 to 2^32-1)
@@ -271,10 +259,9 @@ class StrategyMaxSimultaneous(Strategy):
     holds back waits.
     """
 
-    __match_args__ = ("meta_key", "limit", "underlying")
-    meta_key: str = field(kw_only=True)
-    limit: int = field(kw_only=True)
-    underlying: Strategy = field(kw_only=True)
+    meta_key: str
+    limit: int
+    underlying: Strategy
 
     def __post_init__(self) -> None:
         _check_key(self.meta_key)
@@ -292,13 +279,11 @@ class StrategyMaxSimultaneous(Strategy):
 
 
 @_nested(Strategy)
-@dataclass(frozen=True, slots=True, repr=False)
-class StrategyOrElse(Strategy):
+class StrategyOrElse(Strategy, frozen=True, kw_only=True):
     """`second` where `first` has no chunk, looked at anew for each chunk of a reservation."""
 
-    __match_args__ = ("first", "second")
-    first: Strategy = field(kw_only=True)
-    second: Strategy = field(kw_only=True)
+    first: Strategy
+    second: Strategy
 
     def __post_init__(self) -> None:
         _check_strategy("first", self.first)
@@ -311,8 +296,17 @@ class StrategyOrElse(Strategy):
         return wire.OrElse(self.first.to_protocol(), self.second.to_protocol())
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class _HashedById:
+    """Equal by all fields, hashed by the id alone: dicts cannot be hashed."""
+
+    __slots__ = ()
+    id: SubmissionId
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+
+class Chunk(msgspec.Struct, frozen=True):
     """A reserved chunk: the one at `chunk_index` (from 0) of the submission `submission_id`.
 
     `input_content` is its encoded operations, `retries` how often it has failed before. `submission_prefix` is the
@@ -326,11 +320,13 @@ class Chunk:
     retries: int
     submission_prefix: str | None
     submission_metadata: bytes | None
-    submission_otel_trace_carrier: dict[str, str] = field(hash=False)
+    submission_otel_trace_carrier: dict[str, str]
+
+    def __hash__(self) -> int:
+        return hash((self.submission_id, self.chunk_index))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Submission:
+class Submission(_HashedById, msgspec.Struct, frozen=True, kw_only=True):
     """A submission in progress or paused.
 
     `id` and `prefix` identify it; `prefix` is the place of its chunks in the object store, None when they travel in
@@ -342,28 +338,26 @@ class Submission:
     chunks_total: int
     chunks_done: int
     metadata: bytes | None
-    strategic_metadata: dict[str, int] = field(hash=False)
+    strategic_metadata: dict[str, int]
     prefix: str | None
     chunk_size: int
-    otel_trace_carrier: dict[str, str] = field(hash=False)
+    otel_trace_carrier: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubmissionCompleted:
+class SubmissionCompleted(_HashedById, msgspec.Struct, frozen=True, kw_only=True):
     """A submission whose chunks are all done, since `completed_at` (UTC). The other fields as `Submission` has them."""
 
     id: SubmissionId
     chunks_total: int
     metadata: bytes | None
-    strategic_metadata: dict[str, int] = field(hash=False)
+    strategic_metadata: dict[str, int]
     completed_at: datetime
     prefix: str | None
     chunk_size: int
-    otel_trace_carrier: dict[str, str] = field(hash=False)
+    otel_trace_carrier: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubmissionFailed:
+class SubmissionFailed(_HashedById, msgspec.Struct, frozen=True, kw_only=True):
     """A submission one chunk of which, at index `failed_chunk_id`, failed for good at `failed_at` (UTC).
 
     `chunks_done` is None when the server does not tell. The other fields as `Submission` has them.
@@ -373,16 +367,15 @@ class SubmissionFailed:
     chunks_total: int
     chunks_done: int | None
     metadata: bytes | None
-    strategic_metadata: dict[str, int] = field(hash=False)
+    strategic_metadata: dict[str, int]
     failed_at: datetime
     failed_chunk_id: int
     prefix: str | None
     chunk_size: int
-    otel_trace_carrier: dict[str, str] = field(hash=False)
+    otel_trace_carrier: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubmissionCancelled:
+class SubmissionCancelled(_HashedById, msgspec.Struct, frozen=True, kw_only=True):
     """A submission that a producer cancelled at `cancelled_at` (UTC).
 
     `chunk_size` and `otel_trace_carrier` are None: they are not known. The other fields as `Submission` has them.
@@ -392,15 +385,14 @@ class SubmissionCancelled:
     chunks_total: int
     chunks_done: int
     metadata: bytes | None
-    strategic_metadata: dict[str, int] = field(hash=False)
+    strategic_metadata: dict[str, int]
     cancelled_at: datetime
     prefix: str | None
     chunk_size: int | None = None
-    otel_trace_carrier: dict[str, str] | None = field(default=None, hash=False)
+    otel_trace_carrier: dict[str, str] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkFailed:
+class ChunkFailed(msgspec.Struct, frozen=True, kw_only=True):
     """The chunk that made its submission fail: the one at `chunk_index` of the submission `submission_id`.
 
     `failure` is the text of its last failure, mostly a traceback; `failed_at` is its time (UTC).
@@ -415,10 +407,9 @@ class ChunkFailed:
 AnySubmission: TypeAlias = Submission | SubmissionCompleted | SubmissionFailed | SubmissionCancelled
 
 
-class SubmissionStatus(_Variants):
+class SubmissionStatus(_Variants, frozen=True):
     """How far a submission is: one of the nested variants, each with `.submission`."""
 
-    __slots__ = ()
     InProgress: ClassVar[type[SubmissionStatusInProgress]]
     Paused: ClassVar[type[SubmissionStatusPaused]]
     Completed: ClassVar[type[SubmissionStatusCompleted]]
@@ -427,30 +418,26 @@ class SubmissionStatus(_Variants):
 
 
 @_nested(SubmissionStatus)
-@dataclass(frozen=True, slots=True)
-class SubmissionStatusInProgress(SubmissionStatus):
+class SubmissionStatusInProgress(SubmissionStatus, frozen=True):
     """Chunks of `submission` are handed out, or wait to be."""
 
     submission: Submission
 
 
 @_nested(SubmissionStatus)
-@dataclass(frozen=True, slots=True)
-class SubmissionStatusPaused(SubmissionStatusInProgress):
+class SubmissionStatusPaused(SubmissionStatusInProgress, frozen=True):
     """As `SubmissionStatus.InProgress`, but no chunk is handed out until it is unpaused."""
 
 
 @_nested(SubmissionStatus)
-@dataclass(frozen=True, slots=True)
-class SubmissionStatusCompleted(SubmissionStatus):
+class SubmissionStatusCompleted(SubmissionStatus, frozen=True):
     """All chunks of `submission` are done."""
 
     submission: SubmissionCompleted
 
 
 @_nested(SubmissionStatus)
-@dataclass(frozen=True, slots=True)
-class SubmissionStatusFailed(SubmissionStatus):
+class SubmissionStatusFailed(SubmissionStatus, frozen=True):
     """One chunk of `submission` failed for good: `chunk`."""
 
     submission: SubmissionFailed
@@ -458,33 +445,29 @@ class SubmissionStatusFailed(SubmissionStatus):
 
 
 @_nested(SubmissionStatus)
-@dataclass(frozen=True, slots=True)
-class SubmissionStatusCancelled(SubmissionStatus):
+class SubmissionStatusCancelled(SubmissionStatus, frozen=True):
     """A producer cancelled `submission`."""
 
     submission: SubmissionCancelled
 
 
-class SubmissionNotCancellable(_Variants):
+class SubmissionNotCancellable(_Variants, frozen=True):
     """Why a submission cannot be cancelled: how it had ended before."""
 
-    __slots__ = ()
     Completed: ClassVar[type[SubmissionNotCancellableCompleted]]
     Failed: ClassVar[type[SubmissionNotCancellableFailed]]
     Cancelled: ClassVar[type[SubmissionNotCancellableCancelled]]
 
 
 @_nested(SubmissionNotCancellable)
-@dataclass(frozen=True, slots=True)
-class SubmissionNotCancellableCompleted(SubmissionNotCancellable):
+class SubmissionNotCancellableCompleted(SubmissionNotCancellable, frozen=True):
     """`submission` is completed."""
 
     submission: SubmissionCompleted
 
 
 @_nested(SubmissionNotCancellable)
-@dataclass(frozen=True, slots=True)
-class SubmissionNotCancellableFailed(SubmissionNotCancellable):
+class SubmissionNotCancellableFailed(SubmissionNotCancellable, frozen=True):
     """`submission` has failed, by `chunk`."""
 
     submission: SubmissionFailed
@@ -492,8 +475,7 @@ class SubmissionNotCancellableFailed(SubmissionNotCancellable):
 
 
 @_nested(SubmissionNotCancellable)
-@dataclass(frozen=True, slots=True)
-class SubmissionNotCancellableCancelled(SubmissionNotCancellable):
+class SubmissionNotCancellableCancelled(SubmissionNotCancellable, frozen=True):
     """`submission` was cancelled before."""
 
     submission: SubmissionCancelled

@@ -7,10 +7,11 @@ fields) and raises MessageError for everything else. The server reads its hot me
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 import cbor2
+import msgspec
+from msgspec.structs import asdict
 
 from opsqueue.protocol import packed
 from opsqueue.protocol import strategy as strategies
@@ -61,100 +62,87 @@ U32_MAX: Final = 2**32 - 1
 _NANOS: Final = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ChunkId:
+class ChunkId(msgspec.Struct, frozen=True, order=True):
     """Which chunk a message is about."""
 
     submission_id: int
     chunk_index: int
 
 
-@dataclass(frozen=True, slots=True)
-class WantToReserveChunks:
+class WantToReserveChunks(msgspec.Struct, frozen=True):
     """Asks for 1 to `max` chunks; answered once, when there is work."""
 
     max: int
     strategy: Strategy
 
 
-@dataclass(frozen=True, slots=True)
-class CompleteChunk:
+class CompleteChunk(msgspec.Struct, frozen=True):
     """The chunk is done; its output goes along exactly when its input came inside the message."""
 
     id: ChunkId
     output_content: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class FailChunk:
+class FailChunk(msgspec.Struct, frozen=True):
     """The chunk failed, with the text why."""
 
     id: ChunkId
     failure: str
 
 
-@dataclass(frozen=True, slots=True)
-class WorkingOn:
+class WorkingOn(msgspec.Struct, frozen=True):
     """The callback of this chunk begins (feature clean-close)."""
 
     id: ChunkId
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseChunk:
+class ReleaseChunk(msgspec.Struct, frozen=True):
     """Gives the chunk back without counting a retry (feature release)."""
 
     id: ChunkId
 
 
-@dataclass(frozen=True, slots=True)
-class ExtendReservation:
+class ExtendReservation(msgspec.Struct, frozen=True):
     """Starts the reservation's time again (feature extend)."""
 
     id: ChunkId
 
 
-@dataclass(frozen=True, slots=True)
-class RetryLater:
+class RetryLater(msgspec.Struct, frozen=True):
     """Gives the chunk back, to be handed out after `delay_ms` milliseconds (feature retry-later)."""
 
     id: ChunkId
     delay_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class FailSubmission:
+class FailSubmission(msgspec.Struct, frozen=True):
     """Fails the chunk's submission at once, whatever retries are left (feature fail-submission)."""
 
     id: ChunkId
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ReportChunks:
+class ReportChunks(msgspec.Struct, frozen=True):
     """Many chunks that are done or failed, applied in their order (feature compact)."""
 
     reports: tuple[Report, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class OpenCredit:
+class OpenCredit(msgspec.Struct, frozen=True):
     """Asks for `chunks` chunks as they become available; its nonce is the credit's name (feature compact)."""
 
     chunks: int
     strategy: Strategy
 
 
-@dataclass(frozen=True, slots=True)
-class AddCredit:
+class AddCredit(msgspec.Struct, frozen=True):
     """Asks for `chunks` more on the credit that the message with the nonce `credit` opened (feature compact)."""
 
     credit: int
     chunks: int
 
 
-@dataclass(frozen=True, slots=True)
-class WithdrawCredit:
+class WithdrawCredit(msgspec.Struct, frozen=True):
     """Takes back what is left of a credit; CreditWithdrawn comes behind its last chunks (feature compact)."""
 
     credit: int
@@ -176,16 +164,14 @@ ClientContents: TypeAlias = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ClientMessage:
+class ClientMessage(msgspec.Struct, frozen=True):
     """One frame of a consumer."""
 
     nonce: int
     contents: ClientContents
 
 
-@dataclass(frozen=True, slots=True)
-class Init:
+class Init(msgspec.Struct, frozen=True):
     """The first frame of a server. Durations in nanoseconds; `features` is None for a server without extensions."""
 
     max_missable_heartbeats: int
@@ -196,8 +182,7 @@ class Init:
     reservation_expiration_ns: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):
     """A reserved chunk; `input_content` is None when it stands in the object store."""
 
     submission_id: int
@@ -206,8 +191,7 @@ class Chunk:
     retries: int
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(msgspec.Struct, frozen=True):
     """The unfinished submission of a reserved chunk."""
 
     id: int
@@ -220,39 +204,34 @@ class Submission:
     otel_trace_carrier: str
 
 
-@dataclass(frozen=True, slots=True)
-class ChunksReserved:
+class ChunksReserved(msgspec.Struct, frozen=True):
     """The answer to WantToReserveChunks; `chunks` is None when `max` was 0."""
 
     nonce: int
     chunks: list[tuple[Chunk, Submission]] | None
 
 
-@dataclass(frozen=True, slots=True)
-class ReservationRefused:
+class ReservationRefused(msgspec.Struct, frozen=True):
     """The request can never be served (feature refusal)."""
 
     nonce: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkReservationExpired:
+class ChunkReservationExpired(msgspec.Struct, frozen=True):
     """The reservation outlived its time; the chunk is no longer held."""
 
     id: ChunkId
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkDropped:
+class ChunkDropped(msgspec.Struct, frozen=True):
     """The chunk is no longer held, and why (feature dropped)."""
 
     id: ChunkId
     reason: DropReason
 
 
-@dataclass(frozen=True, slots=True)
-class PackedGroup:
+class PackedGroup(msgspec.Struct, frozen=True):
     """Reserved chunks of one submission, which is described, or named by its id when its description is known.
 
     `retries`: one for each chunk; `inputs` is None when they stand in the object store.
@@ -265,16 +244,14 @@ class PackedGroup:
     inputs: tuple[bytes, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
-class PackedChunks:
+class PackedChunks(msgspec.Struct, frozen=True):
     """Chunks for a request or on a credit, which `nonce` names (feature compact)."""
 
     nonce: int
     groups: tuple[PackedGroup, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class CreditWithdrawn:
+class CreditWithdrawn(msgspec.Struct, frozen=True):
     """The credit has ended; `left` chunks of it were not used (feature compact)."""
 
     nonce: int
@@ -351,7 +328,7 @@ def encode_server(message: ServerMessage) -> bytes:
         case ChunksReserved(nonce=nonce, chunks=chunks):
             result: dict[str, object] = {"Err": []}
             if chunks is not None:
-                result = {"Ok": [[_fields(chunk), _fields(submission)] for chunk, submission in chunks]}
+                result = {"Ok": [[asdict(chunk), asdict(submission)] for chunk, submission in chunks]}
             return cbor2.dumps({"Sync": {"nonce": nonce, "contents": {"ChunksReserved": result}}})
         case PackedChunks(nonce=nonce, groups=groups):
             packed_groups = [_group_to_wire(group) for group in groups]
@@ -366,13 +343,9 @@ def encode_server(message: ServerMessage) -> bytes:
             return cbor2.dumps({"Async": {"ChunkDropped": {**_id_to_wire(chunk_id), "reason": drop_reason}}})
 
 
-def _fields(value: Chunk | Submission) -> dict[str, object]:
-    return {name: getattr(value, name) for name in value.__slots__}
-
-
 def _group_to_wire(group: PackedGroup) -> list[object]:
     return [
-        group.submission if isinstance(group.submission, int) else _fields(group.submission),
+        group.submission if isinstance(group.submission, int) else asdict(group.submission),
         group.chunks_done,
         packed.pack_indexes(group.chunks),
         packed.pack_numbers(group.retries) if any(group.retries) else None,

@@ -6,8 +6,9 @@ A run is one or more consecutive indexes in rising order; packed, it is one or t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final, TypeAlias
+
+import msgspec
 
 from opsqueue.protocol.errors import MessageError
 from opsqueue.protocol.fields import U63_MAX, U64_MAX, read_array, read_bytes, read_integer, shown
@@ -20,8 +21,7 @@ REMEMBERED_DESCRIPTIONS: Final = 64
 Outcome: TypeAlias = "tuple[bytes, ...] | str | None"
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """Chunks of one submission that ended in the same way, in their order.
 
     `outcome`: None for done; one output for each chunk for done, of a direct submission; a text for failed.

@@ -10,8 +10,9 @@ and the canonical bytes of what is nested.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
+
+import msgspec
 
 from opsqueue.protocol.errors import StrategyError
 
@@ -45,45 +46,38 @@ MAX_META_KEY_BYTES = 256
 MAX_CANONICAL_BYTES = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Oldest:
+class Oldest(msgspec.Struct, frozen=True):
     """The smallest submission id first, chunks ascending."""
 
 
-@dataclass(frozen=True, slots=True)
-class Newest:
+class Newest(msgspec.Struct, frozen=True):
     """The largest submission id first, chunks descending."""
 
 
-@dataclass(frozen=True, slots=True)
-class Random:
+class Random(msgspec.Struct, frozen=True):
     """Any available chunk, each as likely as every other."""
 
 
-@dataclass(frozen=True, slots=True)
-class Highest:
+class Highest(msgspec.Struct, frozen=True):
     """The largest value of strategic metadata `meta_key` first, then as Oldest; submissions without a value last."""
 
     meta_key: str
 
 
-@dataclass(frozen=True, slots=True)
-class Lowest:
+class Lowest(msgspec.Struct, frozen=True):
     """The smallest value of strategic metadata `meta_key` first, then as Oldest; submissions without a value last."""
 
     meta_key: str
 
 
-@dataclass(frozen=True, slots=True)
-class PreferDistinct:
+class PreferDistinct(msgspec.Struct, frozen=True):
     """First the values of strategic metadata `meta_key` with the fewest chunks in flight, then `underlying`."""
 
     meta_key: str
     underlying: Strategy
 
 
-@dataclass(frozen=True, slots=True)
-class SelectOnly:
+class SelectOnly(msgspec.Struct, frozen=True):
     """Only submissions whose strategic metadata `meta_key` has this value, in the order of `underlying`."""
 
     meta_key: str
@@ -91,8 +85,7 @@ class SelectOnly:
     underlying: Strategy
 
 
-@dataclass(frozen=True, slots=True)
-class MaxSimultaneous:
+class MaxSimultaneous(msgspec.Struct, frozen=True):
     """Only submissions whose value of `meta_key` has fewer than `limit` chunks in flight, whoever holds them.
 
     Submissions without the key are not limited. Counted anew after each chunk of a reservation.
@@ -103,8 +96,7 @@ class MaxSimultaneous:
     underlying: Strategy
 
 
-@dataclass(frozen=True, slots=True)
-class OrElse:
+class OrElse(msgspec.Struct, frozen=True):
     """`second` where `first` has no chunk; asked anew for each chunk of a reservation."""
 
     first: Strategy
@@ -158,17 +150,17 @@ def _parse(obj: object, where: str, depth: int) -> Strategy:
     if not isinstance(body, dict):
         raise StrategyError(f"{where} must be a map, not {_shown(body)}")
     values: dict[str, Any] = {}
-    for field in fields(kind):
-        if field.name not in body:
-            raise StrategyError(f"{where} lacks {field.name}")
-        given = body[field.name]
-        if field.name in _NESTED:
+    for field in kind.__struct_fields__:
+        if field not in body:
+            raise StrategyError(f"{where} lacks {field}")
+        given = body[field]
+        if field in _NESTED:
             if depth + 1 > MAX_DEPTH:
                 raise StrategyError(f"strategy nests more than {MAX_DEPTH} deep, at {where[:200]}")
-            given = _parse(given, f"{where}.{field.name}", depth + 1)
+            given = _parse(given, f"{where}.{field}", depth + 1)
         else:
-            _check(field.name, given, where)
-        values[field.name] = given
+            _check(field, given, where)
+        values[field] = given
     return kind(**values)
 
 
@@ -204,7 +196,7 @@ def to_wire(strategy: Strategy) -> object:
     name = type(strategy).__name__
     if name in _PLAIN:
         return name
-    given = {field.name: getattr(strategy, field.name) for field in fields(strategy)}
+    given = {field: getattr(strategy, field) for field in strategy.__struct_fields__}
     return {name: {field: to_wire(value) if field in _NESTED else value for field, value in given.items()}}
 
 
@@ -225,13 +217,13 @@ def _put(strategy: Strategy, parts: list[bytes], depth: int) -> None:
         raise StrategyError(f"strategy nests more than {MAX_DEPTH} deep")
     parts.append(_LETTERS[type(strategy)])
     where = f"strategy.{type(strategy).__name__}"
-    for field in fields(strategy):
-        given = getattr(strategy, field.name)
-        if field.name in _NESTED:
+    for field in strategy.__struct_fields__:
+        given = getattr(strategy, field)
+        if field in _NESTED:
             _put(given, parts, depth + 1)
             continue
-        _check(field.name, given, where)
-        if field.name == "meta_key":
+        _check(field, given, where)
+        if field == "meta_key":
             encoded = _encoded(given, where)
             parts.append(len(encoded).to_bytes(2, "little") + encoded)
         else:
@@ -257,10 +249,10 @@ def _take(data: bytes, at: int, depth: int) -> tuple[Strategy, int]:
         raise StrategyError(f"strategy nests more than {MAX_DEPTH} deep")
     at += 1
     values: dict[str, Any] = {}
-    for field in fields(kind):
-        if field.name in _NESTED:
-            values[field.name], at = _take(data, at, depth + 1)
-        elif field.name == "meta_key":
+    for field in kind.__struct_fields__:
+        if field in _NESTED:
+            values[field], at = _take(data, at, depth + 1)
+        elif field == "meta_key":
             size = int.from_bytes(data[at : at + 2], "little")
             end = at + 2 + size
             if len(data) < at + 2 or len(data) < end or size > MAX_META_KEY_BYTES:
@@ -273,7 +265,7 @@ def _take(data: bytes, at: int, depth: int) -> tuple[Strategy, int]:
         else:
             if len(data) < at + 8:
                 raise StrategyError(f"canonical strategy: the number at byte {at} is cut off")
-            (values[field.name],) = struct.unpack_from("<q", data, at)
-            _check(field.name, values[field.name], f"canonical strategy, byte {at}")
+            (values[field],) = struct.unpack_from("<q", data, at)
+            _check(field, values[field], f"canonical strategy, byte {at}")
             at += 8
     return kind(**values), at

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import chain
@@ -19,6 +18,7 @@ from typing import Any, Final, TypeVar, cast
 from uuid import UUID
 
 import cbor2
+import msgspec
 
 from opsqueue.exceptions import DeserializationError, SerializationError
 
@@ -50,8 +50,7 @@ _SEQUENCES: Final = frozenset({list, tuple, set, frozenset})
 _KNOWN: Final = _SEQUENCES | {dict, bool, int, float, str, bytes, type(None), datetime, date, UUID}
 
 
-@dataclass(frozen=True, slots=True)
-class Codec:
+class Codec(msgspec.Struct, frozen=True):
     """How values of one class travel. `encode` gives any value that the format can write, `decode` makes it back.
 
     `name` is what the data says; it must stay the same as long as data with it exists. It holds for `cls` itself, not

@@ -80,9 +80,9 @@ def test_every_message_of_the_protocol_is_described() -> None:
 
 def test_every_field_of_every_message_is_described() -> None:
     described = {
-        protocol.Chunk: protocol.Chunk.__dataclass_fields__,
-        protocol.Submission: protocol.Submission.__dataclass_fields__,
-        **{message: message.__dataclass_fields__ for message in typing.get_args(protocol.ClientContents)},
+        protocol.Chunk: protocol.Chunk.__struct_fields__,
+        protocol.Submission: protocol.Submission.__struct_fields__,
+        **{message: message.__struct_fields__ for message in typing.get_args(protocol.ClientContents)},
     }
     for message, fields in described.items():
         for field in fields:
