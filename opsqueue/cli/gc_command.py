@@ -18,7 +18,8 @@ from opsqueue.cli.store_flags import add_options, pairs
 from opsqueue.client.garbage import Looked, ServerGoneError, Verdict, collect
 from opsqueue.client.http import HttpClient
 from opsqueue.client.producer_calls import ProducerCalls
-from opsqueue.client.store import StoreError, open_store
+from opsqueue.client.store import open_store
+from opsqueue.client.store_error import StoreError
 from opsqueue.client.store_objects import StoreObjects, objects_of
 from opsqueue.client.urls import parse_address
 from opsqueue.exceptions import IncorrectUsageError, InternalProducerClientError, NewObjectStoreClientError

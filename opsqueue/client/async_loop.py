@@ -15,7 +15,8 @@ from opsqueue.client.async_connection import AsyncConnection
 from opsqueue.client.chunk_context import ChunkContext, Entered
 from opsqueue.client.raw_consumer import note_reserved
 from opsqueue.client.session import Arrival, ConnectionLostError, Reservation
-from opsqueue.client.store import StoreError, input_path, output_path
+from opsqueue.client.store import input_path, output_path
+from opsqueue.client.store_error import StoreError
 from opsqueue.client.values import Chunk, Strategy
 from opsqueue.exceptions import OpsqueueInternalError
 from opsqueue.protocol import consumer as wire

@@ -15,7 +15,8 @@ from opsqueue.client.ids import new_prefix
 from opsqueue.client.listing import DEFAULT_LIMIT, SubmissionPage
 from opsqueue.client.producer_calls import ProducerCalls, insert_body, number_of, submission_of
 from opsqueue.client.progress import Meter, Progress
-from opsqueue.client.store import StoreError, open_store, output_path
+from opsqueue.client.store import open_store, output_path
+from opsqueue.client.store_error import StoreError
 from opsqueue.client.urls import parse_address
 from opsqueue.client.values import AnySubmission, SubmissionId, SubmissionStatus
 from opsqueue.exceptions import ChunkRetrievalError, InternalProducerClientError, SubmissionNotFoundError

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 
 from opsqueue.client.async_store import AsyncStore
 from opsqueue.client.download import ahead_limit
-from opsqueue.client.store import StoreError, input_path
+from opsqueue.client.store import input_path
+from opsqueue.client.store_error import StoreError
 from opsqueue.client.streaming import Finished
 from opsqueue.client.upload import MAX_BYTES, MAX_CHUNKS
 from opsqueue.exceptions import ChunksStorageError

@@ -12,7 +12,7 @@ from enum import Enum
 
 import msgspec
 
-from opsqueue.client.store import StoreError
+from opsqueue.client.store_error import StoreError
 from opsqueue.client.store_objects import StoredObject, StoreObjects, made_s
 from opsqueue.exceptions import InternalProducerClientError
 

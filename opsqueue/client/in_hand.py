@@ -23,7 +23,7 @@ from opsqueue.client.interrupts import Interrupts
 from opsqueue.client.pace import Pace
 from opsqueue.client.raw_consumer import FETCHING, ConsumerClient, note_reserved
 from opsqueue.client.session import Arrival, ConnectionLostError, Reservation
-from opsqueue.client.store import StoreError
+from opsqueue.client.store_error import StoreError
 from opsqueue.client.values import Strategy
 from opsqueue.protocol import consumer as wire
 

@@ -18,7 +18,7 @@ from opsqueue.client.interrupts import Interrupts
 from opsqueue.client.keeper import Keeper
 from opsqueue.client.raw_consumer import ConsumerClient, Stopped, checked_strategy, fetched
 from opsqueue.client.session import Arrival, ConnectionLostError
-from opsqueue.client.store import StoreError
+from opsqueue.client.store_error import StoreError
 from opsqueue.client.values import Chunk, Strategy
 from opsqueue.exceptions import OpsqueueInternalError
 from opsqueue.protocol import consumer as wire

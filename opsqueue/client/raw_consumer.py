@@ -20,7 +20,8 @@ from opsqueue.client.connection import Connection
 from opsqueue.client.convert import carrier
 from opsqueue.client.pool import Pool, ready
 from opsqueue.client.session import Arrival, ConnectError, ConnectionLostError, Reservation
-from opsqueue.client.store import Store, StoreError, input_path, open_store, output_path
+from opsqueue.client.store import Store, input_path, open_store, output_path
+from opsqueue.client.store_error import StoreError
 from opsqueue.client.urls import ServerAddress, parse_address
 from opsqueue.client.values import Chunk, ChunkIndex, Strategy, SubmissionId
 from opsqueue.exceptions import (

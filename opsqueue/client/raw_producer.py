@@ -15,7 +15,8 @@ from opsqueue.client.exchange import Call
 from opsqueue.client.ids import new_prefix
 from opsqueue.client.pool import Pool, ready
 from opsqueue.client.producer_calls import ProducerCalls, completed_status, insert_body, number_of, submission_of
-from opsqueue.client.store import StoreError, open_store, output_path
+from opsqueue.client.store import open_store, output_path
+from opsqueue.client.store_error import StoreError
 from opsqueue.client.urls import parse_address
 from opsqueue.client.values import (
     AnySubmission,

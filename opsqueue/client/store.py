@@ -7,13 +7,12 @@ The calls block and ignore signals, so they belong on a thread of a Pool.
 
 from __future__ import annotations
 
-import itertools
 import os
-import time
 import urllib.parse
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from opsqueue.client.directory_store import DirectoryStore
+from opsqueue.client.store_error import StoreError
 from opsqueue.client.store_options import Options, StoreOptions, sorted_options, with_environment
 from opsqueue.exceptions import NewObjectStoreClientError
 
@@ -23,15 +22,6 @@ if TYPE_CHECKING:
 #: And what their names in the environment begin with.
 _BUCKET_SCHEMES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
 _KNOWN = "file:///absolute/path, memory://, s3://bucket/path, gs://bucket/path, az://container/path"
-
-
-#: Seconds below which a call is made at once, and bytes below which that is thought of.
-_QUICK_S = 0.0005
-_QUICK_BYTES = 1024 * 1024
-
-
-class StoreError(Exception):
-    """An object could not be read or written; the text names it and the cause."""
 
 
 class Store(Protocol):
@@ -109,87 +99,6 @@ def first_line(error: BaseException) -> str:
     """An error's text as far as its first line; obstore's go on with what only its authors need."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-class DirectoryStore:
-    """Objects as files below one directory, made on demand."""
-
-    _counter = itertools.count()
-
-    def __init__(self, root: str, *, durable: bool = False) -> None:
-        self.root = root
-        self._durable = durable
-        self._root = Path(root)
-        #: Seconds that calls take lately, by the shortest of them: others had to wait for other threads. Unknown until
-        #: there was one, since the directory may be a network's.
-        self._seconds = float("inf")
-
-    def is_quick(self, size: int) -> bool:
-        return self._seconds < _QUICK_S and size < _QUICK_BYTES
-
-    def _took(self, begun: float) -> None:
-        self._seconds = min(time.perf_counter() - begun, self._seconds * 1.02)
-
-    def put(self, path: str, data: bytes) -> None:
-        begun = time.perf_counter()
-        target = self._locate(path)
-        temporary = f"{target}.{os.getpid()}-{next(self._counter)}.tmp"
-        try:
-            try:
-                file = open(temporary, "xb", buffering=0)  # noqa: SIM115  # closed below; retried once
-            except FileNotFoundError:
-                self._make(target.parent)
-                file = open(temporary, "xb", buffering=0)  # noqa: SIM115
-            try:
-                with file:
-                    view = memoryview(data)
-                    while view:
-                        view = view[file.write(view) :]
-                    if self._durable:
-                        os.fsync(file.fileno())
-                os.replace(temporary, target)
-                if self._durable:
-                    _sync_directory(target.parent)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise StoreError(f"cannot write {target}: {error.strerror or error}") from error
-        self._took(begun)
-
-    def get(self, path: str) -> bytes:
-        begun = time.perf_counter()
-        target = self._locate(path)
-        try:
-            with open(target, "rb", buffering=0) as file:
-                data = file.read()
-        except OSError as error:
-            raise StoreError(f"cannot read {target}: {error.strerror or error}") from error
-        self._took(begun)
-        return data
-
-    def _make(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        if self._durable:
-            # the names of those that were just made stand in the ones above
-            for above in (directory, *directory.parents):
-                _sync_directory(above.parent)
-                if above == self._root:
-                    break
-
-    def _locate(self, path: str) -> Path:
-        # prefixes come from other programs by way of the server
-        if any(part in ("", ".", "..") for part in path.split("/")) or "\0" in path:
-            raise StoreError(f"{path!r} is no path of an object below {self._root}")
-        return self._root / path
-
-
-def _sync_directory(directory: Path) -> None:
-    file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 class BucketStore:

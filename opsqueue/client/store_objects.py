@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from opsqueue.client.store import BucketStore, DirectoryStore, Store, StoreError, first_line
+from opsqueue.client.directory_store import DirectoryStore
+from opsqueue.client.store import BucketStore, Store, first_line
+from opsqueue.client.store_error import StoreError
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as AnyObstore

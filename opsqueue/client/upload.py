@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 
-from opsqueue.client.pool import Pool, ready
-from opsqueue.client.store import Store, StoreError, input_path
+from opsqueue.client.pool import Pool
+from opsqueue.client.store import Store, input_path
+from opsqueue.client.store_error import StoreError
 from opsqueue.exceptions import ChunksStorageError
 
 #: Bytes and chunks that wait to be stored; one chunk may always.
@@ -33,7 +34,8 @@ class Upload:
         """Stores all chunks and gives their number. Raises ChunksStorageError; what `chunks` raises passes."""
         try:
             for wanted in self._steps(chunks):
-                wanted.result()
+                if wanted is not None:
+                    wanted.result()
         except StoreError as error:
             raise self._failed(error) from error
         finally:
@@ -46,7 +48,8 @@ class Upload:
 
         try:
             for wanted in self._steps(chunks):
-                await asyncio.wrap_future(wanted)
+                if wanted is not None:
+                    await asyncio.wrap_future(wanted)
                 # a fast store would otherwise keep the loop to this task alone
                 await asyncio.sleep(0)
         except StoreError as error:
@@ -55,15 +58,22 @@ class Upload:
             self._cancel()
         return self._count
 
-    def _steps(self, chunks: Iterable[bytes]) -> Iterator[Future[None]]:
-        """Starts uploads; yields each that has to end before the next may start, and at the end all others."""
+    def _steps(self, chunks: Iterable[bytes]) -> Iterator[Future[None] | None]:
+        """Starts uploads; yields each that has to end before the next may start, and at the end all others.
+
+        Yields None after each chunk that was stored at once.
+        """
         for chunk in chunks:
             content = memoryview(chunk).tobytes() if not isinstance(chunk, bytes) else chunk
             while self._running and self._running[0][1].done():
                 yield from self._oldest()
             while self._running and (len(self._running) >= MAX_CHUNKS or self._bytes + len(content) > MAX_BYTES):
                 yield from self._oldest()
-            self._start(content)
+            if self._store.is_quick(len(content)):
+                self._store.put(self._next_path(), content)
+                yield None
+            else:
+                self._start(content)
         while self._running:
             yield from self._oldest()
 
@@ -74,11 +84,14 @@ class Upload:
         self._bytes -= size
 
     def _start(self, content: bytes) -> None:
-        path = input_path(self._prefix, self._count)
-        start = ready if self._store.is_quick(len(content)) else self._pool.submit
-        self._running.append((len(content), start(lambda: self._store.put(path, content))))
+        path = self._next_path()
+        self._running.append((len(content), self._pool.submit(lambda: self._store.put(path, content))))
         self._bytes += len(content)
+
+    def _next_path(self) -> str:
+        path = input_path(self._prefix, self._count)
         self._count += 1
+        return path
 
     def _cancel(self) -> None:
         for _, future in self._running:

@@ -19,7 +19,8 @@ import pytest
 from opsqueue.client.garbage import Looked, ServerGoneError, Verdict, collect
 from opsqueue.client.http import HttpClient
 from opsqueue.client.producer_calls import ProducerCalls
-from opsqueue.client.store import StoreError, open_store
+from opsqueue.client.store import open_store
+from opsqueue.client.store_error import StoreError
 from opsqueue.client.store_objects import StoredObject, objects_of
 from opsqueue.client.urls import parse_address
 from opsqueue.consumer import ConsumerClient, Strategy

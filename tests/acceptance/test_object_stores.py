@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from opsqueue.client.garbage import Verdict, collect
 from opsqueue.client.ids import new_prefix
-from opsqueue.client.store import StoreError, open_store
+from opsqueue.client.store import open_store
+from opsqueue.client.store_error import StoreError
 from opsqueue.client.store_objects import objects_of
 from opsqueue.consumer import ConsumerClient
 from opsqueue.exceptions import ChunksStorageError, NewObjectStoreClientError
@@ -131,35 +134,85 @@ def test_an_option_that_cannot_be_is_named(url: str, option: tuple[str, str], to
         open_store(url, [option])
 
 
-def test_what_is_durable_is_synced_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    fsync, replace = os.fsync, os.replace
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a store asks of the system, in order: "sync" with the file, "link" and "rename"."""
+    made: list[str] = []
+    fsync, replace, link = os.fsync, os.replace, os.link
 
     def noting_fsync(file: int) -> None:
-        calls.append(f"sync {Path(f'/proc/self/fd/{file}').resolve().relative_to(tmp_path)}".split(".bin")[0])
+        target = Path(f"/proc/self/fd/{file}").readlink()
+        unnamed = target.name.startswith("#")
+        made.append("sync" if unnamed else f"sync {target.relative_to(tmp_path)}".split(".bin")[0])
         fsync(file)
 
     def noting_replace(source: str, target: str) -> None:
-        calls.append("rename")
+        made.append("rename")
         replace(source, target)
+
+    def noting_link(source: str, target: str, **options: Any) -> None:
+        made.append("link")
+        link(source, target, **options)
 
     monkeypatch.setattr(os, "fsync", noting_fsync)
     monkeypatch.setattr(os, "replace", noting_replace)
+    monkeypatch.setattr(os, "link", noting_link)
+    return made
+
+
+def test_what_is_durable_is_synced_before_it_has_its_name(tmp_path: Path, calls: list[str]) -> None:
     store = open_store((tmp_path / "objects").as_uri(), [("durable", "true")])
     store.put("p/0-in.bin", b"1")
-    assert calls == ["sync objects", "sync .", "sync objects/p/0-in", "rename", "sync objects/p"]
+    assert calls == ["sync objects", "sync .", "sync", "link", "sync objects/p"]
+    calls.clear()
+    store.put("p/0-in.bin", b"2")
+    assert calls == ["sync", "link", "sync objects/p/0-in", "rename", "sync objects/p"]
     calls.clear()
     open_store((tmp_path / "objects").as_uri()).put("p/1-in.bin", b"1")
-    assert calls == ["rename"]
+    assert calls == ["link"]
+
+
+def _no_unnamed_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    system_open = os.open
+
+    def refusing(path: str, flags: int, *rest: Any, **options: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported", path)
+        return system_open(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", refusing)
+
+
+def _no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(source: str, *_: Any, **__: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", source)
+
+    monkeypatch.setattr(os, "link", refusing)
+
+
+@pytest.mark.parametrize("lacking", [_no_unnamed_files, _no_proc])
+def test_where_no_file_can_be_without_a_name_it_is_renamed(
+    tmp_path: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch, lacking: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    lacking(monkeypatch)
+    store = open_store((tmp_path / "objects").as_uri(), [("durable", "true")])
+    for number in range(2):
+        content = bytes([number])
+        store.put(f"p/{number}-in.bin", content)
+        assert calls[-3:] == [f"sync objects/p/{number}-in", "rename", "sync objects/p"]
+        assert store.get(f"p/{number}-in.bin") == content
+    assert sorted(file.name for file in (tmp_path / "objects/p").iterdir()) == ["0-in.bin", "1-in.bin"]
 
 
 WRITING = """
-import sys
+import os, sys
 from opsqueue.client.store import open_store
+from opsqueue.client.store_error import StoreError
 store = open_store(sys.argv[1], [("durable", sys.argv[2])])
 number = 0
 while True:
     store.put(f"p/{number % 5}-in.bin", bytes([number % 256]) * 1_000_000)
+    store.put(f"new-{os.getpid()}/{number}-in.bin", bytes([number % 256]) * 1_000_000)
     number += 1
 """
 
@@ -169,11 +222,14 @@ def test_a_writer_that_is_killed_leaves_no_half_object(tmp_path: Path, durable: 
     for _ in range(5):
         process = subprocess.Popen([sys.executable, "-c", WRITING, tmp_path.as_uri(), durable])
         try:
-            wait_until(lambda: len(list((tmp_path / "p").glob("*.bin"))) == 5, "all have been written")
+            place = tmp_path / f"new-{process.pid}"
+            wait_until(lambda place=place: any(place.glob("*.bin")), "one has been written")  # type: ignore[misc]
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait(10)
-        for file in (tmp_path / "p").glob("*.bin"):
+        # new ones have no name before they are whole; one that replaces another has a temporary name
+        assert list(tmp_path.glob("new-*/*.tmp")) == []
+        for file in tmp_path.glob("*/*.bin"):
             content = file.read_bytes()
             assert len(content) == 1_000_000
             assert len(set(content)) == 1
@@ -181,7 +237,8 @@ def test_a_writer_that_is_killed_leaves_no_half_object(tmp_path: Path, durable: 
 
 FILLING = """
 import resource, sys
-from opsqueue.client.store import StoreError, open_store
+from opsqueue.client.store import open_store
+from opsqueue.client.store_error import StoreError
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

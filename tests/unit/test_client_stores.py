@@ -12,7 +12,8 @@ import pytest
 
 from opsqueue.client.ids import new_prefix
 from opsqueue.client.pool import Pool
-from opsqueue.client.store import StoreError, input_path, open_store, output_path
+from opsqueue.client.store import input_path, open_store, output_path
+from opsqueue.client.store_error import StoreError
 from opsqueue.client.urls import parse_address
 from opsqueue.consumer import ConsumerClient
 from opsqueue.exceptions import IncorrectUsageError, NewObjectStoreClientError

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 import pytest
 
 from opsqueue.client.fetches import MAX_BYTES, Fetches
-from opsqueue.client.store import StoreError
+from opsqueue.client.store_error import StoreError
 from opsqueue.protocol import consumer as wire
 
 _SUBMISSION = wire.Submission(1, "p", 100, 0, 1, None, {}, "{}")
