@@ -16,6 +16,8 @@ logger = logging.getLogger("opsqueue.client")
 
 def carrier(text: str) -> dict[str, str]:
     """A trace carrier from its JSON text; one that cannot be read is as good as none."""
+    if text == "{}":  # most are, and every chunk has one
+        return {}
     try:
         loaded = json.loads(text)
     except ValueError:

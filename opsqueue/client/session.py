@@ -57,16 +57,12 @@ Fetch = Callable[[wire.Chunk, wire.Submission], Future[bytes]]
 class Arrival(msgspec.Struct, frozen=True):
     """A reserved chunk, its submission, and its input, which is on its way."""
 
+    id: wire.ChunkId
     chunk: wire.Chunk
     submission: wire.Submission
     content: Future[bytes]
     #: Of the request that reserved it: a chunk that expires may be reserved again on the same connection.
     nonce: int
-
-    @property
-    def id(self) -> wire.ChunkId:
-        """Which chunk it is."""
-        return wire.ChunkId(self.chunk.submission_id, self.chunk.chunk_index)
 
 
 class Reservation(msgspec.Struct, eq=False):
@@ -419,20 +415,23 @@ class Session(ABC):
             reservation.arrived.set_exception(IncorrectUsageError("the server refused to reserve chunks: max was 0"))
             return
         with self._lock:
-            reservation.ids = [wire.ChunkId(chunk.submission_id, chunk.chunk_index) for chunk, _ in chunks]
-            self._held.update(dict.fromkeys(reservation.ids, nonce))
-            for chunk_id in reservation.ids:
+            ids = reservation.ids = [wire.ChunkId(chunk.submission_id, chunk.chunk_index) for chunk, _ in chunks]
+            self._held.update(dict.fromkeys(ids, nonce))
+            for chunk_id in ids:
                 self._dropped.pop(chunk_id, None)  # an earlier reservation of it was
             abandoned = reservation.abandoned
             # after our close frame they go back by themselves
             if abandoned and self.alive:
-                self._give_back(reservation.ids)
+                self._give_back(ids)
         if abandoned:
             self._write_if_open()
             reservation.arrived.set_result([])
             return
         reservation.arrived.set_result(
-            [Arrival(chunk, submission, reservation.fetch(chunk, submission), nonce) for chunk, submission in chunks]
+            [
+                Arrival(chunk_id, chunk, submission, reservation.fetch(chunk, submission), nonce)
+                for chunk_id, (chunk, submission) in zip(ids, chunks, strict=True)
+            ]
         )
 
     def _expired(self, chunk_id: wire.ChunkId) -> None:
