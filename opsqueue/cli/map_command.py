@@ -6,9 +6,11 @@ import argparse
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import threading
@@ -60,7 +62,8 @@ examples:
   opsqueue map mytasks:resize --server queue:3999 --object-store s3://bucket/x < in.jsonl > out.jsonl
       By the consumers of a server, which run: opsqueue consume mytasks:resize --per map
 
-exit codes: 0 done, 1 something failed, 2 a wrong flag or a function that cannot be imported, 130 interrupted
+exit codes: 0 done, 1 it could not be done (an item failed, and there is no --errors), 2 a wrong flag or a function that
+cannot be imported, 5 done but for the items in the file of --errors, 130 interrupted
 """
 
 
@@ -103,7 +106,7 @@ class State:
         """
         what = [arguments.function, arguments.kind, arguments.source or "-", arguments.server or "local"]
         digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
-        state = cls(arguments.state or Path(f".opsqueue-map-{digest}"), what)
+        state = cls(arguments.state or Path(map_items.STATE_PREFIX + digest), what)
         if arguments.resume and not (state.home / _STATE_FILE).exists():
             raise SettingsError(f"map: there is nothing to resume: {state.home} does not exist")
         state._take()
@@ -189,7 +192,8 @@ def run(words: Sequence[str]) -> int:
         MapError, LocalQueueError, InternalProducerClientError, ChunkRetrievalError, ChunksStorageError, OSError,
     ) as error:  # fmt: skip
         if isinstance(error, BrokenPipeError):
-            raise
+            _forget_output()
+            error = MapError("whoever read the output has gone")
         print(f"opsqueue: map: {error}", file=sys.stderr)
         if state.submission is None:
             state.remove()
@@ -201,7 +205,14 @@ def run(words: Sequence[str]) -> int:
             state.remove()
         raise
     state.remove()
-    return ExitCode.CANNOT_START if failed and arguments.errors is None else ExitCode.STOPPED
+    return ExitCode.SOME_FAILED if failed else ExitCode.STOPPED
+
+
+def _forget_output() -> None:
+    """The interpreter would try once more to write what is left, at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _run(arguments: argparse.Namespace, state: State) -> int:
@@ -284,7 +295,9 @@ def _insert(arguments: argparse.Namespace, state: State, client: ProducerClient)
     def counted() -> Iterator[Any]:
         nonlocal count
         count = 0
-        for item in map_items.read(arguments.kind, arguments.source):
+        ours = (sys.stdout.fileno(), arguments.output, arguments.errors, state.home)
+        leave_out = frozenset(map_items.identity(file) for file in ours if file is not None)
+        for item in map_items.read(arguments.kind, arguments.source, leave_out - {None}):
             count += 1
             yield item
 
@@ -322,7 +335,7 @@ def _write_results(
                 if error is not None:
                     failed += 1
                     if errors is None:
-                        raise ItemFailedError(f"item {number} failed; --errors FILE would go on\n{error[1]}".rstrip())
+                        raise ItemFailedError(_first_failure(number, *error))
                     line = {"item": number, "error": error[0], "traceback": error[1]}
                     errors.write(json.dumps(line).encode() + b"\n")
                     writer.write(None)
@@ -332,6 +345,12 @@ def _write_results(
     if failed:
         print(f"opsqueue: map: {failed} of {number} items failed, see {arguments.errors}", file=sys.stderr)
     return failed
+
+
+def _first_failure(number: int, summary: str, trace: str) -> str:
+    if trace:
+        return f"item {number} failed; --errors FILE would go on\n{trace.rstrip()}"
+    return f"item {number}: {summary}; --errors FILE would go on"
 
 
 def _outcome(result: Any, number: int) -> tuple[Any, tuple[str, str] | None]:
@@ -378,4 +397,25 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
         parser.error("--kind files needs a directory: opsqueue map MODULE:FUNCTION DIRECTORY --kind files")
     if arguments.server is not None and arguments.object_store is None:
         parser.error("--server needs --object-store URL (or the variable OPSQUEUE_OBJECT_STORE)")
+    _check_files(parser, arguments)
     return arguments
+
+
+def _check_files(parser: OneLineParser, arguments: argparse.Namespace) -> None:
+    """Refuses to write over what is to be read, or to write two things into one file."""
+    files: list[tuple[str, str | int]] = [
+        ("the input", 0 if arguments.source is None else arguments.source),
+        ("the output", 1 if arguments.output is None else arguments.output),
+    ]
+    if arguments.errors is not None:
+        files.append(("--errors", arguments.errors))
+    for (one, first), (other, second) in itertools.combinations(files, 2):
+        if _is_one_file(first, second):
+            parser.error(f"{one} and {other} are the same file{f', {second}' if isinstance(second, str) else ''}")
+
+
+def _is_one_file(first: str | int, second: str | int) -> bool:
+    if isinstance(first, str) and isinstance(second, str) and os.path.realpath(first) == os.path.realpath(second):
+        return os.path.isfile(first) or not os.path.exists(first)
+    known = map_items.identity(first)
+    return known is not None and known == map_items.identity(second) and stat.S_ISREG(os.stat(first).st_mode)

@@ -13,22 +13,28 @@ import orjson
 def of(function: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
     """`function`, giving [True, the result], or [False, the exception's last line, its traceback].
 
-    A result that no output could show is a failure too.
+    A result that no output could show is a failure too, without a traceback.
     """
 
     def outcome(item: Any) -> list[Any]:
         try:
             result = function(item)
-            _check(result)
-            return [True, result]
         except (Exception, SystemExit) as error:
-            return [False, f"{type(error).__name__}: {error}", traceback.format_exc()]
+            # without the line above
+            frames = error.__traceback__.tb_next if error.__traceback__ is not None else None
+            shown = traceback.TracebackException(type(error), error, frames)
+            return [False, f"{type(error).__name__}: {shown}", "".join(shown.format())]
+        try:
+            _check(result)
+        except (TypeError, ValueError, RecursionError) as error:
+            return [False, f"its result cannot be written as JSON: {error}", ""]
+        return [True, result]
 
     return outcome
 
 
 def _check(result: Any) -> None:
-    """Raises TypeError or ValueError for what is no JSON."""
+    """Raises TypeError, ValueError or RecursionError for what is no JSON."""
     try:
         orjson.dumps(result, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError:

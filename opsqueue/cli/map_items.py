@@ -7,21 +7,39 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeAlias
 
 import orjson
 
 KINDS: Final = ("json", "text", "files")
+#: What the directories of runs that can be resumed begin with.
+STATE_PREFIX: Final = ".opsqueue-map-"
 
 
 class ItemError(Exception):
     """An item cannot be read or written; the text says which."""
 
 
-def read(kind: str, source: str | None) -> Iterator[Any]:
-    """The items: of standard input, or of the file or directory `source`. Raises ItemError."""
+#: A file's device and inode.
+Identity: TypeAlias = tuple[int, int]
+
+
+def identity(file: str | Path | int) -> Identity | None:
+    """Which file a path or a descriptor leads to; None: to none yet."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def read(kind: str, source: str | None, leave_out: frozenset[Identity | None] = frozenset()) -> Iterator[Any]:
+    """The items: of standard input, or of the file or directory `source`, without the files `leave_out`.
+
+    Raises ItemError.
+    """
     if kind == "files":
-        yield from _files(Path(source or "."))
+        yield from _files(Path(source or "."), leave_out)
         return
     if source is None:
         yield from _lines(kind, sys.stdin.buffer, "standard input")
@@ -45,18 +63,27 @@ def _lines(kind: str, stream: BinaryIO, name: str) -> Iterator[Any]:
             raise ItemError(f"{name}, line {number} is not UTF-8: {error}") from error
 
 
-def _files(directory: Path) -> Iterator[str]:
+def _files(directory: Path, leave_out: frozenset[Identity | None]) -> Iterator[str]:
     if not directory.is_dir():
         raise ItemError(f"{directory} is not a directory")
-    for folder, folders, names in os.walk(directory):
-        folders.sort()
+    for folder, folders, names in os.walk(directory, onerror=_refuse):
+        folders[:] = sorted(name for name in folders if not _is_ours(folder, name, leave_out))
         for name in sorted(names):
             path = os.path.join(folder, name)
             try:
                 path.encode()
             except UnicodeEncodeError as error:
                 raise ItemError(f"the name of {os.fsencode(path)!r} is not UTF-8; rename the file") from error
-            yield path
+            if identity(path) not in leave_out:
+                yield path
+
+
+def _is_ours(folder: str, name: str, leave_out: frozenset[Identity | None]) -> bool:
+    return name.startswith(STATE_PREFIX) or identity(os.path.join(folder, name)) in leave_out
+
+
+def _refuse(error: OSError) -> None:
+    raise ItemError(f"cannot read {error.filename}: {error.strerror or error}") from error
 
 
 class Writer:

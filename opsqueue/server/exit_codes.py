@@ -19,5 +19,7 @@ class ExitCode(IntEnum):
     FORCED = 3
     #: `opsqueue consume`: no connection to the server within --connect-timeout; `opsqueue gc`: no connection.
     NOT_CONNECTED = 4
+    #: `opsqueue map`: everything is done, but some items failed, which --errors has.
+    SOME_FAILED = 5
     #: Interrupted from the keyboard (128 + SIGINT, as shells have it), where there was nothing to stop in order.
     INTERRUPTED = 130

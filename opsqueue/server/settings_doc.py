@@ -46,6 +46,7 @@ _TAIL = """
 | 2 | a flag, a variable or the file is wrong; the line on standard error says which |
 | 3 | stopped at once, by a second signal while it was stopping |
 | 4 | not the server but `opsqueue consume` and `opsqueue gc`: no connection to the server in time |
+| 5 | not the server but `opsqueue map`: done, but some items failed ([commands.md](commands.md)) |
 | 130 | interrupted from the keyboard before there was anything to stop |
 """
 

@@ -65,18 +65,81 @@ def test_nothing_in_gives_nothing_out(tmp_path: Path) -> None:
 
 
 def test_failures_go_to_their_file_with_their_tracebacks(tmp_path: Path) -> None:
-    done = run(tmp_path, "tests.support.tasks:reciprocal", "--errors", "failed.jsonl", given="1\n0\n4\n0\n")
+    done = run(tmp_path, "tests.support.tasks:reciprocal", "--errors", "failed.jsonl", given="1\n0\n4\n0\n", code=5)
     assert done.stdout == "1.0\nnull\n0.25\nnull\n"
     failed = [json.loads(line) for line in (tmp_path / "failed.jsonl").read_text().splitlines()]
     assert [line["item"] for line in failed] == [2, 4]
     assert failed[0]["error"] == "ZeroDivisionError: division by zero"
-    assert "in reciprocal" in failed[0]["traceback"]
+    frames = [line for line in failed[0]["traceback"].splitlines() if line.startswith("  File")]
+    assert len(frames) == 1
+    assert frames[0].endswith("in reciprocal")
     assert "2 of 4 items failed" in done.stderr
 
 
 def test_without_a_file_for_failures_the_first_one_ends_it(tmp_path: Path) -> None:
     done = run(tmp_path, "tests.support.tasks:reciprocal", given="1\n0\n4\n", code=1)
     assert "item 2 failed; --errors FILE would go on" in done.stderr
+    assert leftovers(tmp_path) == []
+
+
+def test_a_result_that_is_no_json_is_named_with_its_item(tmp_path: Path) -> None:
+    done = run(tmp_path, "tests.support.tasks:unwritable_on_two", given="1\n2\n", code=1)
+    (line,) = done.stderr.splitlines()
+    assert "item 2: its result cannot be written as JSON: Object of type" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "both"),
+    [
+        (["in.jsonl", "--output", "in.jsonl"], "the input and the output"),
+        (["in.jsonl", "--errors", "link.jsonl"], "the input and --errors"),
+        (["in.jsonl", "--output", "new.jsonl", "--errors", "./new.jsonl"], "the output and --errors"),
+    ],
+)
+def test_what_is_to_be_read_is_not_written_over(tmp_path: Path, words: list[str], both: str) -> None:
+    (tmp_path / "in.jsonl").write_text("1\n")
+    (tmp_path / "link.jsonl").symlink_to("in.jsonl")
+    done = run(tmp_path, "tests.support.tasks:double", *words, code=2)
+    assert f"{both} are the same file" in done.stderr
+    assert (tmp_path / "in.jsonl").read_text() == "1\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "link.jsonl"]
+
+
+def test_input_that_the_shell_redirects_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("1\n")
+    with open(tmp_path / "in.jsonl", "rb") as given:
+        done = subprocess.run(
+            [sys.executable, "-m", "opsqueue", "map", "tests.support.tasks:double", "--output", "in.jsonl"],
+            stdin=given, capture_output=True, text=True, timeout=90, cwd=tmp_path, env=ENVIRONMENT, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert (tmp_path / "in.jsonl").read_text() == "1\n"
+
+
+def test_what_a_run_writes_into_a_directory_is_none_of_its_items(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1234")
+    words = ["tests.support.tasks:size", ".", "--kind", "files", "--output", "out", "--errors", "failed"]
+    for _ in range(2):  # the second time these files are there from the beginning
+        run(tmp_path, *words)
+        assert (tmp_path / "out").read_text() == '["a",4]\n'
+
+
+def test_a_reader_that_has_gone_is_said_and_the_run_can_be_resumed(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("".join(f"{number}\n" for number in range(30_000)))
+    words = [sys.executable, "-m", "opsqueue", "map", "tests.support.tasks:double", "in.jsonl", "--chunk-size", "1000"]
+    first = subprocess.Popen(
+        words, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert first.stdout is not None
+    assert first.stderr is not None
+    assert first.stdout.readline() == "0\n"
+    first.stdout.close()
+    said = first.stderr.read()
+    assert first.wait(60) == 1
+    assert "whoever read the output has gone" in said
+    assert "--resume goes on" in said
+    assert "Traceback" not in said
+    assert run(tmp_path, *words[4:], "--resume").stdout.splitlines()[-1] == "59998"
     assert leftovers(tmp_path) == []
 
 
@@ -158,7 +221,7 @@ def test_a_server_and_its_consumers_do_it_when_asked(server: Server, store_url: 
         cwd=ROOT, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        done = run(tmp_path, "tests.support.tasks:reciprocal", "--errors", "failed", *where, given="2\n0\n")
+        done = run(tmp_path, "tests.support.tasks:reciprocal", "--errors", "failed", *where, given="2\n0\n", code=5)
     finally:
         consumers.terminate()
         consumers.wait(20)

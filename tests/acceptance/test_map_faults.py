@@ -19,7 +19,7 @@ from tests.support.server import wait_until
     [("exits_on_two", "SystemExit: 3"), ("unwritable_on_two", "not JSON serializable")],
 )
 def test_an_item_that_cannot_be_done_is_one_failure_among_results(tmp_path: Path, function: str, told: str) -> None:
-    done = run(tmp_path, f"tests.support.tasks:{function}", "--errors", "failed", given="1\n2\n3\n")
+    done = run(tmp_path, f"tests.support.tasks:{function}", "--errors", "failed", given="1\n2\n3\n", code=5)
     assert done.stdout == "1\nnull\n3\n"
     [failed] = [json.loads(line) for line in (tmp_path / "failed").read_text().splitlines()]
     assert failed["item"] == 2
@@ -43,9 +43,8 @@ def test_integers_of_any_size_stay_what_they_are(tmp_path: Path) -> None:
 
 
 def test_a_text_of_several_lines_is_a_failure_not_two_results(tmp_path: Path) -> None:
-    done = run(
-        tmp_path, "builtins:eval", "--kind", "text", "--errors", "failed", given="'one'\n'two\\nlines'\n'three'\n"
-    )
+    given = "'one'\n'two\\nlines'\n'three'\n"
+    done = run(tmp_path, "builtins:eval", "--kind", "text", "--errors", "failed", given=given, code=5)
     assert done.stdout == "one\nnull\nthree\n"
     assert "several lines" in (tmp_path / "failed").read_text()
 
