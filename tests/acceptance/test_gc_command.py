@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
@@ -25,6 +25,7 @@ from opsqueue.client.store_objects import StoredObject, objects_of
 from opsqueue.client.urls import parse_address
 from opsqueue.consumer import ConsumerClient, Strategy
 from tests.support.consumer_threads import consuming
+from tests.support.permissions import bound_by_permissions
 from tests.support.raw_producer import RawProducer
 from tests.support.server import Server, wait_until
 
@@ -269,14 +270,12 @@ def test_what_was_removed_before_an_error_is_told(objects: Objects) -> None:
     assert len(objects.paths()) == 4
 
 
-def test_what_cannot_be_listed_or_removed_is_named_and_the_rest_is_done(
-    server: Server, objects: Objects, unprivileged: Callable[[Path], list[str]]
-) -> None:
+def test_what_cannot_be_listed_or_removed_is_named_and_the_rest_is_done(server: Server, objects: Objects) -> None:
     closed, gone = objects.submission(12), objects.submission(10)
-    words = unprivileged(objects.root)
     (objects.root / closed).chmod(0)
+    words = [sys.executable, "-m", "opsqueue", "gc", objects.root.as_uri(), "--server", server.address]
     result = subprocess.run(
-        [*words, sys.executable, "-m", "opsqueue", "gc", objects.root.as_uri(), "--server", server.address],
+        [*bound_by_permissions(), *words],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     (objects.root / closed).chmod(0o755)
@@ -286,23 +285,6 @@ def test_what_cannot_be_listed_or_removed_is_named_and_the_rest_is_done(
     assert result.stderr.count("\n") == 1
     assert not (objects.root / gone).exists()
     assert len(objects.paths()) == 4
-
-
-@pytest.fixture
-def unprivileged(tmp_path: Path) -> Callable[[Path], list[str]]:
-    """Gives a tree to whom permissions bind, and the words before a command that is to be run so."""
-
-    def give(root: Path) -> list[str]:
-        if os.geteuid() != 0:
-            return []
-        for path in (root, *root.rglob("*")):
-            os.chown(path, 65534, 65534)
-        for parent in (tmp_path, *tmp_path.parents):
-            if parent.stat().st_uid == 0 and parent.stat().st_mode & 0o001 == 0:
-                os.chmod(parent, parent.stat().st_mode | 0o001)
-        return ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-
-    return give
 
 
 def test_an_object_that_appears_while_the_server_is_asked_saves_its_prefix(objects: Objects) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.test_map_command import ENVIRONMENT, leftovers, run
+from tests.support.permissions import bound_by_permissions
 from tests.support.server import wait_until
 
 
@@ -47,6 +48,20 @@ def test_a_text_of_several_lines_is_a_failure_not_two_results(tmp_path: Path) ->
     done = run(tmp_path, "builtins:eval", "--kind", "text", "--errors", "failed", given=given, code=5)
     assert done.stdout == "one\nnull\nthree\n"
     assert "several lines" in (tmp_path / "failed").read_text()
+
+
+def test_a_folder_that_cannot_be_read_is_named_instead_of_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "files" / "closed").mkdir(parents=True)
+    (tmp_path / "files" / "closed").chmod(0)
+    words = [sys.executable, "-m", "opsqueue", "map", "tests.support.tasks:size", "files", "--kind", "files"]
+    done = subprocess.run(
+        [*bound_by_permissions(), *words],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=90, check=False,
+    )  # fmt: skip
+    (tmp_path / "files" / "closed").chmod(0o755)
+    assert done.returncode == 1
+    assert done.stderr == "opsqueue: map: cannot read files/closed: Permission denied\n"
+    assert leftovers(tmp_path) == []
 
 
 def test_a_second_run_in_the_same_place_leaves_the_first_one_alone(tmp_path: Path) -> None:
