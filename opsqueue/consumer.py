@@ -11,6 +11,7 @@ from typing import Any
 from opsqueue import opsqueue_internal
 from opsqueue.client import packing, spans
 from opsqueue.client.async_consumer import AsyncConsumerClient as AsyncConsumerClient
+from opsqueue.client.callbacks import check_plain
 from opsqueue.client.chunk_context import ChunkContext as ChunkContext
 from opsqueue.client.chunk_context import FailSubmission as FailSubmission
 from opsqueue.client.chunk_context import RetryLater as RetryLater
@@ -59,7 +60,7 @@ class ConsumerClient:
         `chunk_context()` tells the callback whether its chunk is still wanted; RetryLater and FailSubmission, raised
         from it, do what they say. `stop` ends the loop after the chunk in hand.
         """
-        _check_callable(op_callback, "op_callback")
+        check_plain(op_callback, "op_callback")
 
         def run_all(ops: Sequence[Any], _chunk: Chunk) -> list[Any]:
             return [op_callback(op) for op in ops]
@@ -78,7 +79,7 @@ class ConsumerClient:
 
         Both are sequences: the operations as the producer gave them, the results one for each, in the same order.
         """
-        _check_callable(chunk_callback, "chunk_callback")
+        check_plain(chunk_callback, "chunk_callback")
 
         def run(chunk: Chunk) -> bytes:
             with spans.running_chunk(chunk):
@@ -95,7 +96,7 @@ class ConsumerClient:
         prefetch: int | None = None,
     ) -> None:
         """As `run_each_chunk`, of bytes: `chunk.input_content` in, any bytes-like object out; opens no span."""
-        _check_callable(chunk_callback, "chunk_callback")
+        check_plain(chunk_callback, "chunk_callback")
         self.inner.run_per_chunk(strategy, chunk_callback, prefetch)
 
     def stop(self) -> None:
@@ -133,8 +134,3 @@ class ConsumerClient:
     ) -> None:
         """Reports a chunk as failed, with a text for people. Raises InternalConsumerClientError."""
         self.inner.fail_chunk(submission_id, submission_prefix, chunk_index, failure)
-
-
-def _check_callable(callback: object, name: str) -> None:
-    if not callable(callback):
-        raise TypeError(f"{name} must be callable, {callback!r} is not")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 import traceback
@@ -37,8 +38,10 @@ def load(name: str) -> Callable[..., Any]:
             ) from error
         raise FunctionError(f"{name!r}: importing {module_name} failed: {error}") from error
     except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        what = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+        what = f"{type(error).__name__}: {error}"
+        if not isinstance(error, SyntaxError):  # which says itself where it is
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            what += f" ({where.filename}:{where.lineno})"
         raise FunctionError(f"{name!r}: importing {module_name} failed: {what}") from error
     for part in path.split("."):
         try:
@@ -46,5 +49,9 @@ def load(name: str) -> Callable[..., Any]:
         except AttributeError as error:
             raise FunctionError(f"{name!r}: {module_name} has no {path}") from error
     if not callable(found):
-        raise FunctionError(f"{name!r} is a {type(found).__name__}, which cannot be called")
+        raise FunctionError(f"{name!r} cannot be called: it is of type {type(found).__name__}")
+    if inspect.iscoroutinefunction(found):
+        raise FunctionError(
+            f"{name!r} is a coroutine function: give a plain one, or write a program with AsyncConsumerClient"
+        )
     return found  # type: ignore[no-any-return]  # anything callable

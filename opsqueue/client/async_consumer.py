@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 
 from opsqueue.client import packing, spans
 from opsqueue.client.async_raw_consumer import AsyncRawConsumer
+from opsqueue.client.callbacks import check_callable
 from opsqueue.client.values import Chunk, Strategy
 from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat
 
@@ -57,7 +58,7 @@ class AsyncConsumerClient:
         in hand then go back without a retry. Raises InternalConsumerClientError for a server that does not speak the
         protocol, TypeError for a `concurrency` that is no number from 1.
         """
-        _check_callable(op_callback, "op_callback")
+        check_callable(op_callback, "op_callback")
 
         async def run_all(ops: Sequence[Any], _chunk: Chunk) -> list[Any]:
             return [await op_callback(op) for op in ops]
@@ -75,7 +76,7 @@ class AsyncConsumerClient:
         concurrency: int = CONCURRENCY,
     ) -> None:
         """As `run_each_op`, but awaits `chunk_callback(operations, chunk)`, which gives all results of the chunk."""
-        _check_callable(chunk_callback, "chunk_callback")
+        check_callable(chunk_callback, "chunk_callback")
 
         async def run(chunk: Chunk) -> bytes:
             with spans.running_chunk(chunk):
@@ -92,10 +93,5 @@ class AsyncConsumerClient:
         concurrency: int = CONCURRENCY,
     ) -> None:
         """As `run_each_chunk`, of bytes: `chunk.input_content` in, any bytes-like object out; opens no span."""
-        _check_callable(chunk_callback, "chunk_callback")
+        check_callable(chunk_callback, "chunk_callback")
         await self.inner.run_per_chunk(strategy, chunk_callback, concurrency)
-
-
-def _check_callable(callback: object, name: str) -> None:
-    if not callable(callback):
-        raise TypeError(f"{name} must be callable, {callback!r} is not")

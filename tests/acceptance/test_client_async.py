@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from opsqueue.consumer import AsyncConsumerClient, RetryLater, Strategy, chunk_context
+from opsqueue.consumer import AsyncConsumerClient, ConsumerClient, RetryLater, Strategy, chunk_context
 from opsqueue.exceptions import (
     ChunkRetrievalError,
     IncorrectUsageError,
@@ -217,6 +217,10 @@ async def test_wrong_use_is_said_at_once(server: Server, store_url: str) -> None
             await client.run_each_op(None)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="concurrency"):
             await client.run_each_op(increment, concurrency=0)
+    plain = ConsumerClient(server.address, store_url)
+    for loop in (plain.run_each_op, plain.run_each_chunk, plain.run_each_chunk_raw):
+        with pytest.raises(TypeError, match="AsyncConsumerClient awaits those"):
+            loop(increment)
     async with AsyncConsumerClient(server.address + "/nothing/here", store_url) as client:
         with pytest.raises(InternalConsumerClientError, match="404"):
             await client.run_each_op(increment)

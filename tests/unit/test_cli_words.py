@@ -64,7 +64,8 @@ def test_a_function_is_found_in_the_working_directory(tmp_path: Path, monkeypatc
         ("no_such_module:f", "there is no module 'no_such_module'"),
         ("json.no_such:f", "there is no module 'json.no_such'"),
         ("json:no_such", "json has no no_such"),
-        ("json:__name__", "is a str, which cannot be called"),
+        ("json:__name__", "cannot be called: it is of type str"),
+        ("asyncio:sleep", "is a coroutine function"),
     ],
 )
 def test_a_function_that_cannot_be_had_is_explained(name: str, complaint: str) -> None:
@@ -74,11 +75,14 @@ def test_a_function_that_cannot_be_had_is_explained(name: str, complaint: str) -
 
 def test_a_module_that_fails_is_explained_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_of_test.py").write_text("x = 1\ny = 1 / 0\n")
+    (tmp_path / "unfinished_of_test.py").write_text("x = 1\ndef f(:\n")
     (tmp_path / "needs_of_test.py").write_text("import no_such_library_of_test\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(FunctionError, match=r"ZeroDivisionError.*broken_of_test\.py:2"):
         load("broken_of_test:f")
+    with pytest.raises(FunctionError, match=r"SyntaxError: invalid syntax \(unfinished_of_test\.py, line 2\)$"):
+        load("unfinished_of_test:f")
     with pytest.raises(
         FunctionError, match="importing needs_of_test failed: No module named 'no_such_library_of_test'"
     ):
