@@ -296,6 +296,9 @@ class ProducerClient:
         """
         self.inner.cancel_submission(submission_id)
 
+    #: The same as `cancel_submission`.
+    cancel = cancel_submission
+
     def get_submission_status(self, submission_id: SubmissionId) -> SubmissionStatus | None:
         """How far the submission is; None when it is unknown, or was forgotten some time after its end."""
         return self.inner.get_submission_status(submission_id)
@@ -392,6 +395,10 @@ class ProducerClient:
     def unpause_submission(self, submission_id: SubmissionId) -> None:
         """Hand out the chunks of a paused submission again; raises as `pause_submission` does."""
         self.inner.unpause_submission(submission_id)
+
+    #: The same as `pause_submission` and `unpause_submission`.
+    pause = pause_submission
+    unpause = unpause_submission
 
     def is_completed(self, submission_id: SubmissionId) -> bool:
         """Whether the submission is completed. Raises SubmissionNotFoundError when it is unknown."""

@@ -274,6 +274,9 @@ class AsyncProducerClient:
         """Cancels a submission. Raises SubmissionNotFoundError and SubmissionNotCancellableError."""
         await self._run(self._calls.cancel_submission(submission_id))
 
+    #: The same as `cancel_submission`.
+    cancel = cancel_submission
+
     async def get_submission_status(self, submission_id: SubmissionId) -> SubmissionStatus | None:
         """How far the submission is; None when it is unknown."""
         return await self._run(self._calls.get_submission_status(submission_id))
@@ -310,6 +313,10 @@ class AsyncProducerClient:
     async def unpause_submission(self, submission_id: SubmissionId) -> None:
         """The reverse of `pause_submission`; raises as `pause_submission` does."""
         await self._run(self._calls.set_paused(submission_id, False))
+
+    #: The same as `pause_submission` and `unpause_submission`.
+    pause = pause_submission
+    unpause = unpause_submission
 
     async def is_completed(self, submission_id: SubmissionId) -> bool:
         """Whether the submission is completed. Raises SubmissionNotFoundError."""

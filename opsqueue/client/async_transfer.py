@@ -11,7 +11,7 @@ from opsqueue.client.download import ahead_limit
 from opsqueue.client.store import input_path
 from opsqueue.client.store_error import StoreError
 from opsqueue.client.streaming import Finished
-from opsqueue.client.upload import MAX_BYTES, MAX_CHUNKS
+from opsqueue.client.upload import MAX_BYTES, MAX_CHUNKS, content_of
 from opsqueue.exceptions import ChunksStorageError
 
 
@@ -21,7 +21,7 @@ async def upload(store: AsyncStore, prefix: str, chunks: AsyncIterable[bytes]) -
     waiting, count = 0, 0
     try:
         async for chunk in chunks:
-            content = chunk if isinstance(chunk, bytes) else memoryview(chunk).tobytes()
+            content = content_of(chunk)
             while running and (len(running) >= MAX_CHUNKS or waiting + len(content) > MAX_BYTES):
                 size, oldest = running.popleft()
                 await oldest

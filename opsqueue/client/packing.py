@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
@@ -24,6 +25,10 @@ ChunkSizeIsZeroError.__module__ = "opsqueue.producer"  # where programs know it
 
 
 def _check(chunk_size: int) -> None:
+    try:
+        operator.index(chunk_size)
+    except TypeError as error:
+        raise TypeError(f"chunk_size must be an int, not {chunk_size!r}") from error
     if chunk_size <= 0:
         raise ChunkSizeIsZeroError(f"chunk_size must be at least 1, it is {chunk_size}")
 

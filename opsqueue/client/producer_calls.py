@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import urllib.parse
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -349,11 +350,19 @@ def insert_body(
     chunk_size: int | None,
 ) -> wire.InsertSubmission:
     """The body of an insert. Raises TypeError and OverflowError for metadata that cannot be sent."""
+    try:
+        encoded = None if metadata is None else memoryview(metadata).tobytes()
+    except TypeError as error:
+        raise TypeError(f"metadata must be bytes, not {metadata!r}") from error
+    try:
+        size = None if chunk_size is None else operator.index(chunk_size)
+    except TypeError as error:
+        raise TypeError(f"chunk_size must be an int, not {chunk_size!r}") from error
     return wire.InsertSubmission.of(
         contents,
-        metadata=None if metadata is None else memoryview(metadata).tobytes(),
+        metadata=encoded,
         strategic_metadata=checked_metadata(strategic_metadata),
-        chunk_size=chunk_size,
+        chunk_size=size,
     )
 
 

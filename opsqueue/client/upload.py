@@ -19,6 +19,16 @@ MAX_BYTES = 64 * 1024 * 1024
 MAX_CHUNKS = 32
 
 
+def content_of(chunk: bytes) -> bytes:
+    """The bytes of any bytes-like object. Raises TypeError for anything else."""
+    if isinstance(chunk, bytes):
+        return chunk
+    try:
+        return memoryview(chunk).tobytes()
+    except TypeError as error:
+        raise TypeError(f"a chunk must be bytes, not {chunk!r:.100}") from error
+
+
 class Upload:
     """The upload of one submission under `prefix`."""
 
@@ -64,7 +74,7 @@ class Upload:
         Yields None after each chunk that was stored at once.
         """
         for chunk in chunks:
-            content = memoryview(chunk).tobytes() if not isinstance(chunk, bytes) else chunk
+            content = content_of(chunk)
             while self._running and self._running[0][1].done():
                 yield from self._oldest()
             while self._running and (len(self._running) >= MAX_CHUNKS or self._bytes + len(content) > MAX_BYTES):

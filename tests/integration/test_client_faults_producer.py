@@ -189,8 +189,14 @@ def test_what_the_operations_raise_reaches_the_caller_and_nothing_is_inserted(
         assert caught.value is error
     with pytest.raises(Boom):
         producer.insert_submission([1], chunk_size=1, serialization_format=Unwritable())
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="a chunk must be bytes, not 'text'"):
         producer.insert_submission_chunks(["text"])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="chunk_size must be an int, not '3'"):
+        producer.insert_submission_chunks([b"a"], chunk_size="3")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"chunk_size must be an int, not 3\.0"):
+        producer.insert_submission([1], chunk_size=3.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="metadata must be bytes, not 'text'"):
+        producer.insert_submission([1], chunk_size=1, metadata="text")  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         producer.insert_submission([1], chunk_size=1, strategic_metadata={"a": "b"})  # type: ignore[dict-item]
     with pytest.raises(OverflowError):
