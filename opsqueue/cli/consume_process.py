@@ -77,6 +77,11 @@ class Status:
                 return callback(*arguments)
             except SystemExit as error:
                 raise RuntimeError(f"the function called sys.exit({error.code!r})") from error
+            except (Exception, Interrupted):
+                raise
+            except BaseException as error:
+                # a KeyboardInterrupt is not from the keyboard: SIGINT is ignored here
+                raise RuntimeError(f"the function raised {error!r}") from error
             finally:
                 self.in_hand = 0
 

@@ -20,6 +20,7 @@ from uuid import UUID
 import cbor2
 import msgspec
 
+from opsqueue._speedups.nesting import nests_deeper
 from opsqueue.exceptions import DeserializationError, SerializationError
 
 __all__ = ["TAG", "CborFormat", "Codec", "cbor", "register_codec"]
@@ -28,6 +29,9 @@ T = TypeVar("T")
 
 #: The tag around `[name, value]`: the letters OPSQ, from the range that IANA leaves to whoever comes first.
 TAG: Final = 0x4F505351
+
+#: Containers in each other, the chunk's own list among them: as many as cbor2 reads.
+MAX_DEPTH: Final = 400
 
 #: Names that begin so are ours.
 _OWN_NAMES: Final = "opsqueue."
@@ -114,6 +118,7 @@ class CborFormat:
 
     def dumps(self, obj: Any) -> bytes:
         """`obj` as CBOR. Raises SerializationError."""
+        _check_depth(obj)
         if self._always_with_encoders:
             return self._dumps_with_encoders(obj)
         try:
@@ -167,6 +172,7 @@ class CborFormat:
             raise SerializationError(
                 f"the codec {codec.name!r} could not encode a {_name_of(codec.cls)}: {error!r}"
             ) from error
+        _check_depth(encoded)
         encoder.encode_semantic(TAG, [codec.name, encoded])
 
     def _decode_tag(self, content: Any, _immutable: bool) -> Any:
@@ -186,6 +192,12 @@ class CborFormat:
             return decode(value)
         except Exception as error:
             raise DeserializationError(f"a value named {name!r} could not be decoded: {error}") from error
+
+
+def _check_depth(value: object) -> None:
+    # cbor2 could not read it again; far deeper, writing it would end the process
+    if nests_deeper(value, MAX_DEPTH):
+        raise SerializationError(f"lists and dicts are nested more than {MAX_DEPTH} deep, or hold themselves")
 
 
 def _encode_datetime(encoder: cbor2.CBOREncoder, value: datetime) -> None:

@@ -24,6 +24,18 @@ def test_a_function_that_calls_exit_fails_its_chunk_and_its_process_goes_on(
         assert "replaced" not in running.log
 
 
+@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "CancelledError"])
+def test_whatever_a_function_raises_fails_its_chunk_and_its_process_goes_on(
+    server_factory: ServerFactory, store_url: str, tmp_path: Path, raised: str
+) -> None:
+    server = server_factory(max_chunk_retries=2)
+    producer = ProducerClient(server.address, store_url)
+    with pool(tmp_path, server, store_url, "tests.support.tasks:interrupts", "--processes", "1") as running:
+        with pytest.raises(SubmissionFailedError, match=rf"the function raised {raised}\(\)"):
+            producer.run_submission([raised], chunk_size=1)
+        assert "replaced" not in running.log
+
+
 def test_a_process_that_died_is_replaced_and_a_child_of_it_does_not_keep_its_chunk(
     server: Server, store_url: str, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -61,6 +62,11 @@ def slowly(number: int) -> int:
 def exits(number: int) -> int:
     """Ends its process as far as it can."""
     sys.exit(number)
+
+
+def interrupts(name: str) -> None:
+    """Raises what ends loops elsewhere."""
+    raise {"KeyboardInterrupt": KeyboardInterrupt, "CancelledError": asyncio.CancelledError}[name]
 
 
 def leaves_a_child(path: str) -> int:

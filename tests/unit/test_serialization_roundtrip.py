@@ -24,6 +24,7 @@ from opsqueue.exceptions import IncorrectUsageError, SerializationError
 from opsqueue.serialization import CborFormat, Codec, SerializationFormat, cbor, decode_chunk, encode_chunk
 from opsqueue.serialization import json as json_format
 from opsqueue.serialization import msgpack as msgpack_format
+from opsqueue.serialization.cbor_format import MAX_DEPTH
 from opsqueue.serialization.compression import MAGIC
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
@@ -223,3 +224,58 @@ def test_bytes_that_only_look_compressed_come_back_as_they_were() -> None:
 def test_importing_the_producer_loads_no_format_but_the_default() -> None:
     program = "import sys, opsqueue.producer; print([n for n in ('numpy', 'orjson', 'msgpack') if n in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
+
+
+def lists_in_each_other(depth: int) -> Any:
+    value: list[Any] = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+def dicts_in_each_other(depth: int) -> Any:
+    value: dict[Any, Any] = {}
+    for _ in range(depth - 1):
+        value = {"a": value}
+    return value
+
+
+def keys_in_each_other(depth: int) -> Any:
+    return {tuples_in_each_other(depth - 1): 1}
+
+
+def tuples_in_each_other(depth: int) -> Any:
+    value: tuple[Any, ...] = ()
+    for _ in range(depth - 1):
+        value = (value,)
+    return value
+
+
+def sets_in_each_other(depth: int) -> Any:
+    value: frozenset[Any] = frozenset()
+    for _ in range(depth // 2 - 1):
+        value = frozenset([value])
+    return value
+
+
+@pytest.mark.parametrize(
+    "made", [lists_in_each_other, dicts_in_each_other, keys_in_each_other, tuples_in_each_other, sets_in_each_other]
+)
+def test_what_is_nested_too_deep_to_be_read_is_not_written(made: Any) -> None:
+    # the chunk itself is one more
+    deepest = encode_chunk([made(MAX_DEPTH - 2)], DEFAULT_SERIALIZATION_FORMAT)
+    back = decode_chunk(deepest, DEFAULT_SERIALIZATION_FORMAT)
+    assert encode_chunk(back, DEFAULT_SERIALIZATION_FORMAT) == deepest
+    for depth in (MAX_DEPTH + 2, 50_000):
+        with pytest.raises(SerializationError, match="operation 1: lists and dicts are nested more than 400 deep"):
+            encode_chunk([0, made(depth)], DEFAULT_SERIALIZATION_FORMAT)
+
+
+def test_a_value_that_holds_itself_is_not_written() -> None:
+    itself: list[Any] = []
+    itself.append(itself)
+    with pytest.raises(SerializationError, match="or hold themselves"):
+        cbor.dumps([itself])
+    codec = Codec(Point, "point", lambda _: lists_in_each_other(50_000), lambda _: None)
+    with pytest.raises(SerializationError, match="nested more than 400 deep"):
+        CborFormat([codec]).dumps([Point(1, 2)])
