@@ -42,7 +42,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
             yield from _short(bench, homes, reference, count, size, published, asked)
     yield _beside_a_pool(bench)
     yield _with_a_slow_store(bench)
-    yield from _import_time()
+    yield from _import_time(max(5, _IMPORTS // bench.scale.client_share))
     yield _memory(bench)
 
 
@@ -143,7 +143,8 @@ def _beside_a_pool(bench: Bench) -> Figure:
 
     # the machine's pace drifts: each goes first in every other round, and what counts is all of them together
     pairs: list[tuple[float, float]] = []
-    for number in range(_POOL_ROUNDS):
+    rounds = max(2, _POOL_ROUNDS // bench.scale.client_share)
+    for number in range(rounds):
         if number % 2:
             seconds = alone()
             pairs.append((ours(), seconds))
@@ -158,7 +159,7 @@ def _beside_a_pool(bench: Bench) -> Figure:
         1.03,
         False,
         limit="consumers",
-        note=f"{len(chunks)} chunks; {min(ratios):.3f} to {max(ratios):.3f} in {_POOL_ROUNDS} interleaved rounds",
+        note=f"{len(chunks)} chunks; {min(ratios):.3f} to {max(ratios):.3f} in {rounds} interleaved rounds",
     )
 
 
@@ -179,7 +180,7 @@ def _with_a_slow_store(bench: Bench) -> Figure:
     )
 
 
-def _import_time() -> Iterator[Figure]:
+def _import_time(rounds: int) -> Iterator[Figure]:
     with fresh_directory(None) as directory:
         # an installed package has its bytecode, a source tree perhaps not
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(directory)}
@@ -195,13 +196,13 @@ def _import_time() -> Iterator[Figure]:
             ("import aiohttp, for comparison", "import aiohttp", None),
         )
         taken: dict[str, list[float]] = {what: [] for what, _, _ in programs}
-        for number in range(_IMPORTS + 1):
+        for number in range(rounds + 1):
             for what, code, _ in programs:
                 beyond = seconds(code) - seconds("pass")
                 if number:  # the first one writes the bytecode
                     taken[what].append(beyond)
     for what, _, asked in programs:
-        note = f"beyond an empty program, median of {_IMPORTS}"
+        note = f"beyond an empty program, median of {rounds}"
         yield Figure(what, 1000 * statistics.median(taken[what]), "ms", None, asked, False, limit="", note=note)
 
 
