@@ -7,13 +7,13 @@ of that prefix. Whatever cannot be told, because of the store or of the server, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 
 import msgspec
 
 from opsqueue.client.store_error import StoreError
-from opsqueue.client.store_objects import StoredObject, StoreObjects, made_s
+from opsqueue.client.store_objects import ChunkObjects, StoredObject, StoreObjects, made_s
 from opsqueue.exceptions import InternalProducerClientError
 
 
@@ -88,9 +88,8 @@ def _look(
             return Looked(prefix, Verdict.KNOWN, count, size)
         if dry_run:
             return Looked(prefix, Verdict.REMOVED, count, size)
-        of_chunks = (found for found in _old(objects, prefix, before_s) if found.is_of_a_chunk)
         # without any, it is a directory that was emptied before: it goes, too
-        for found in objects.remove(prefix, of_chunks):
+        for found in objects.remove(prefix, _old(objects, prefix, before_s)):
             removed += 1
             removed_size += found.size
     except StoreError as error:
@@ -100,9 +99,11 @@ def _look(
     return Looked(prefix, Verdict.REMOVED, removed, removed_size)
 
 
-def _old(objects: StoreObjects, prefix: str, before_s: float) -> Iterator[StoredObject]:
-    """Everything under the prefix, as it is now. Raises StoreError at the first that is young."""
+def _old(objects: StoreObjects, prefix: str, before_s: float) -> Iterable[StoredObject]:
+    """What is a chunk's under the prefix, as it is now. Raises StoreError, before anything is removed."""
+    of_chunks = ChunkObjects()
     for found in objects.under(prefix):
         if found.modified_s >= before_s:
             raise StoreError(f"{prefix}/{found.name} was written while the server was asked")
-        yield found
+        of_chunks.add(found)
+    return of_chunks

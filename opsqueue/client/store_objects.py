@@ -1,9 +1,10 @@
-"""What stands in an object store under which prefix, and removing it. Memory does not grow with the objects."""
+"""What stands in an object store under which prefix, and removing it. Memory: 24 bytes for an object of one prefix."""
 
 from __future__ import annotations
 
 import os
 import re
+from array import array
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
@@ -23,6 +24,8 @@ _PREFIX: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f
 _NAME: Final = re.compile(r"(0|[1-9][0-9]*)-(in|out)\.bin")
 #: What a process that was killed while it wrote a file leaves.
 _UNFINISHED: Final = re.compile(r"(0|[1-9][0-9]*)-(in|out)\.bin\.[0-9]+-[0-9]+\.tmp")
+#: More chunks than any submission has.
+_NUMBERS: Final = 1 << 63
 #: Objects that one request asks for or removes.
 _AT_ONCE: Final = 1_000
 
@@ -38,6 +41,31 @@ class StoredObject(msgspec.Struct, frozen=True):
     def is_of_a_chunk(self) -> bool:
         """A chunk's operations or results, or the rest of a write that was cut off."""
         return _NAME.fullmatch(self.name) is not None or _UNFINISHED.fullmatch(self.name) is not None
+
+
+class ChunkObjects:
+    """Those objects of one prefix that are a chunk's, in little memory: a submission may have millions."""
+
+    def __init__(self) -> None:
+        self._numbers = array("Q")
+        self._sizes = array("Q")
+        self._times = array("d")
+        #: Unfinished ones, and those of a number that no submission reaches.
+        self._others: list[StoredObject] = []
+
+    def add(self, found: StoredObject) -> None:
+        """Remembers it, unless it is none of a chunk's."""
+        if (named := _NAME.fullmatch(found.name)) and (number := int(named[1])) < _NUMBERS:
+            self._numbers.append(2 * number + (named[2] == "out"))
+            self._sizes.append(found.size)
+            self._times.append(found.modified_s)
+        elif found.is_of_a_chunk:
+            self._others.append(found)
+
+    def __iter__(self) -> Iterator[StoredObject]:
+        for number, size, modified_s in zip(self._numbers, self._sizes, self._times, strict=True):
+            yield StoredObject(f"{number // 2}-{'out' if number % 2 else 'in'}.bin", size, modified_s)
+        yield from self._others
 
 
 def made_s(prefix: str) -> float | None:

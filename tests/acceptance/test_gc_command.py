@@ -183,6 +183,7 @@ def test_the_age_can_be_chosen_but_not_below_a_day(server: Server, objects: Obje
 def test_files_that_were_cut_off_are_removed_with_the_others(server: Server, objects: Objects) -> None:
     prefix = objects.submission(10)
     objects.put(f"{prefix}/3-out.bin.4711-0.tmp", 10)
+    objects.put(f"{prefix}/{10**30}-in.bin", 10)
     assert gc(objects, server.address).returncode == 0
     assert not (objects.root / prefix).exists()
 
@@ -296,10 +297,27 @@ def test_an_object_that_appears_while_the_server_is_asked_saves_its_prefix(objec
 
     stored = objects_of(open_store(objects.root.as_uri()))
     [looked] = collect(stored, is_known, older_than_s=7 * DAY_S, dry_run=False)
-    assert looked.verdict is Verdict.FAILED
-    assert looked.objects == 4 - len(objects.paths() - {f"{prefix}/9-in.bin"})
+    assert (looked.verdict, looked.objects) == (Verdict.FAILED, 0)
     assert "was written while" in looked.reason
-    assert (objects.root / prefix / "9-in.bin").exists()
+    assert len(objects.paths()) == 5, "and nothing else under it is touched"
+
+
+def test_a_listing_that_breaks_off_leaves_its_prefix_untouched(objects: Objects) -> None:
+    objects.submission(10, chunks=1_500)
+    stored = objects_of(open_store(objects.root.as_uri()))
+    under, listings = stored.under, 0
+
+    def breaking(prefix: str) -> Iterator[StoredObject]:
+        nonlocal listings
+        listings += 1
+        yield from islice(under(prefix), None if listings == 1 else 2_900)
+        if listings > 1:
+            raise StoreError("the connection is gone")
+
+    stored.under = breaking  # type: ignore[method-assign]
+    [looked] = collect(stored, lambda _prefix: False, older_than_s=7 * DAY_S, dry_run=False)
+    assert (looked.verdict, looked.objects, looked.reason) == (Verdict.FAILED, 0, "the connection is gone")
+    assert len(objects.paths()) == 3_000
 
 
 def test_a_bucket_is_cleaned_in_the_same_way() -> None:
