@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,20 +98,28 @@ def run(arguments: argparse.Namespace, console: Console) -> tuple[Machine, list[
     scale = FULL if arguments.full else QUICK
     if arguments.scale != 1.0:
         scale = scale.scaled(arguments.scale)
-    bench = Bench(scale, arguments.directory, arguments.durability, say=lambda text: console.print(f"  … {text}"))
     figures: list[Figure] = []
-    for name in arguments.only or SUBJECTS:
-        begun = time.perf_counter()
-        pace = Pace.now(bench.directory)
-        console.print(f"{name}; machine: {pace}", style="dim")
-        for figure in measured(name, bench):
-            figures.append(replace(figure, pace=str(pace)))
-            what, value, _, ratio, asked, of_asked, limit, _, note = cells(figure)
-            console.print(
-                f"  {what}: {value} (reference x {ratio}; asked {asked}, x {of_asked}) {limit} {note}", soft_wrap=True
-            )
-        console.print(f"{name}: {time.perf_counter() - begun:.0f} s", style="dim")
+    with ExitStack() as homes:
+        bench = Bench(
+            scale, homes, arguments.directory, arguments.durability, say=lambda text: console.print(f"  … {text}")
+        )
+        for name in arguments.only or SUBJECTS:
+            figures += run_subject(name, bench, console)
     return Machine.here(command_line()), figures
+
+
+def run_subject(name: str, bench: Bench, console: Console) -> Iterator[Figure]:
+    """One subject's rows, with the machine's pace just before."""
+    begun = time.perf_counter()
+    pace = Pace.now(bench.directory)
+    console.print(f"{name}; machine: {pace}", style="dim")
+    for figure in measured(name, bench):
+        what, value, _, ratio, asked, of_asked, limit, _, note = cells(figure)
+        console.print(
+            f"  {what}: {value} (reference x {ratio}; asked {asked}, x {of_asked}) {limit} {note}", soft_wrap=True
+        )
+        yield replace(figure, pace=str(pace))
+    console.print(f"{name}: {time.perf_counter() - begun:.0f} s", style="dim")
 
 
 def command_line(program: str = "bench") -> str:

@@ -17,9 +17,14 @@ def ignore(_: str) -> None:
 
 @dataclass(frozen=True)
 class Bench:
-    """`directory`: where the databases go, None for the system's temporary directory; `say`: told what is under way."""
+    """How large, where and how durable.
+
+    `homes`: closed after the last subject, it removes what servers of many files left. `directory`: where the databases
+    go, None for the system's temporary directory. `say`: told what is under way.
+    """
 
     scale: Scale
+    homes: ExitStack
     directory: str | None = None
     durability: str = "full"
     say: Callable[[str], None] = ignore
@@ -30,13 +35,13 @@ class Bench:
             flags = ("--durability", self.durability, *flags)
         return running_server(*flags, directory=self.directory, home=home)
 
-    def server_kept_in(self, homes: ExitStack) -> AbstractContextManager[ServerProcess]:
-        """A fresh server whose files stay until `homes` ends.
+    def server_of_many_files(self) -> AbstractContextManager[ServerProcess]:
+        """A fresh server whose files stay until all subjects have been measured.
 
-        For rounds that make thousands of files: ext4 without a journal passes over inodes that were freed in the last
-        minute, one by one, and makes files four times as slowly after many were removed.
+        ext4 without a journal passes over inodes that were freed in the last minutes, one by one, and makes files four
+        times as slowly after thousands were removed.
         """
-        return self.server(home=homes.enter_context(self.home()))
+        return self.server(home=self.homes.enter_context(self.home()))
 
     def home(self) -> AbstractContextManager[Path]:
         """A directory for a database that outlives its server."""

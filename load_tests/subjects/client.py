@@ -36,10 +36,8 @@ def measure(bench: Bench) -> Iterator[Figure]:
     reference = ReferenceClient(python) if python is not None else None
     if reference is None:
         yield did_not_run(f"the reference's client {VERSION}", "it is a wheel for CPython 3.12, which is not here")
-    with contextlib.ExitStack() as homes:
-        for chunks, size, published, asked in SHORT:
-            count = max(chunks // bench.scale.client_share, 50)
-            yield from _short(bench, homes, reference, count, size, published, asked)
+    for chunks, size, published, asked in SHORT:
+        yield from _short(bench, reference, max(chunks // bench.scale.client_share, 50), size, published, asked)
     yield _beside_a_pool(bench)
     yield _with_a_slow_store(bench)
     yield from _import_time(max(5, _IMPORTS // bench.scale.client_share))
@@ -92,7 +90,6 @@ def roundtrip(server: ServerProcess, operations: list[int], chunk_size: int) -> 
 
 def _short(
     bench: Bench,
-    homes: contextlib.ExitStack,
     reference: ReferenceClient | None,
     chunks: int,
     size: int,
@@ -103,13 +100,13 @@ def _short(
     theirs: list[float] = []
     limit = ""
     for _ in range(ROUNDS):
-        with bench.server_kept_in(homes) as server, consumers(server, "no_op"):
+        with bench.server_of_many_files() as server, consumers(server, "no_op"):
             roundtrip(server, list(range(size)), size)
             with Processors(server) as processors:
                 ours.append(chunks / roundtrip(server, list(range(chunks * size)), size))
             limit = processors.limit()
         if reference is not None:
-            with bench.server_kept_in(homes) as server:
+            with bench.server_of_many_files() as server:
                 objects = server.directory / "objects"
                 seconds = reference.roundtrip(
                     server.address, objects, chunks=chunks, chunk_size=size, consumers=CONSUMERS
@@ -208,7 +205,7 @@ def _import_time(rounds: int) -> Iterator[Figure]:
 
 def _memory(bench: Bench) -> Figure:
     count = MANY // bench.scale.client_share
-    with bench.server() as server, consumers(server, "no_op"):
+    with bench.server_of_many_files() as server, consumers(server, "no_op"):
         words = [server.address, (server.directory / "objects").as_uri(), str(count), str(MANY_CHUNK_SIZE)]
         told = subprocess.run(
             [sys.executable, "-m", "load_tests.client_programs.producer", *words],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 
 from load_tests.figures import Figure, Processors, did_not_run
 from load_tests.reference_client import VERSION, ReferenceClient, find_python312
@@ -20,21 +19,20 @@ def measure(bench: Bench) -> Iterator[Figure]:
         yield did_not_run(what, "it is a wheel for CPython 3.12, which is not here")
         return
     client = ReferenceClient(python)
-    with ExitStack() as homes:
-        for consumers, reference in CASES:
-            with bench.server_kept_in(homes) as server, Processors(server) as processors:
-                seconds = client.roundtrip(
-                    server.address,
-                    server.directory / "objects",
-                    chunks=bench.scale.reference_chunks,
-                    chunk_size=10,
-                    consumers=consumers,
-                )
-            yield Figure(
-                f"{what}, {consumers} consumers",
-                bench.scale.reference_chunks / seconds,
-                "chunks/s",
-                reference,
-                limit=processors.limit(),
-                note=f"{bench.scale.reference_chunks:,} chunks of 10 no-op operations through files",
+    for consumers, reference in CASES:
+        with bench.server_of_many_files() as server, Processors(server) as processors:
+            seconds = client.roundtrip(
+                server.address,
+                server.directory / "objects",
+                chunks=bench.scale.reference_chunks,
+                chunk_size=10,
+                consumers=consumers,
             )
+        yield Figure(
+            f"{what}, {consumers} consumers",
+            bench.scale.reference_chunks / seconds,
+            "chunks/s",
+            reference,
+            limit=processors.limit(),
+            note=f"{bench.scale.reference_chunks:,} chunks of 10 no-op operations through files",
+        )
