@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from datetime import datetime
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -416,6 +416,12 @@ class SubmissionStatus(_Variants, frozen=True):
     Failed: ClassVar[type[SubmissionStatusFailed]]
     Cancelled: ClassVar[type[SubmissionStatusCancelled]]
 
+    if TYPE_CHECKING:
+
+        @property
+        def submission(self) -> AnySubmission:
+            """What it is the status of."""
+
 
 @_nested(SubmissionStatus)
 class SubmissionStatusInProgress(SubmissionStatus, frozen=True):
@@ -457,6 +463,12 @@ class SubmissionNotCancellable(_Variants, frozen=True):
     Completed: ClassVar[type[SubmissionNotCancellableCompleted]]
     Failed: ClassVar[type[SubmissionNotCancellableFailed]]
     Cancelled: ClassVar[type[SubmissionNotCancellableCancelled]]
+
+    if TYPE_CHECKING:
+
+        @property
+        def submission(self) -> SubmissionCompleted | SubmissionFailed | SubmissionCancelled:
+            """What cannot be cancelled."""
 
 
 @_nested(SubmissionNotCancellable)

@@ -10,9 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from opsqueue.client.store import open_store
+from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT as cbor2
+from opsqueue.common import encode_chunk
 from opsqueue.producer import ProducerClient
 from tests.conftest import ServerFactory
 from tests.support import emulators
+from tests.support.consumer_threads import consuming, of_each_op
+from tests.support.reference_database import Old, ReferenceDatabase, old_id
 from tests.support.server import Server, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,9 +119,36 @@ def test_tracing(server: Server, store_url: str) -> None:
     assert [trace for trace, name in spans if name == "run_chunk"] == [job] * 3
 
 
+def test_after_an_import(server_factory: ServerFactory, store_url: str, tmp_path: Path) -> None:
+    old = ReferenceDatabase(tmp_path / "old.db")
+    submissions = [Old(old_id(60), 3, "first", done={1: None}), Old(old_id(50), 1, "second")]
+    for submission in submissions:
+        old.add(submission)
+        assert submission.prefix is not None
+        for chunk in range(submission.count):
+            open_store(store_url).put(f"{submission.prefix}/{chunk}-in.bin", encode_chunk([chunk], cbor2))
+    old.close()
+    words = ["import", str(old.path), "--database-filename", str(tmp_path / "new.db")]
+    subprocess.run([sys.executable, "-m", "opsqueue", *words], check=True, capture_output=True, timeout=60)
+    server = server_factory(database_filename=tmp_path / "new.db")
+    words = [str(ROOT / "examples/after_an_import.py"), server.address]
+    with subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as program:
+        assert program.stdout is not None
+        first, second = (submission.id for submission in submissions)
+        assert program.stdout.readline() == f"submission {first}: InProgress, 1 of 3 chunks done\n"
+        assert program.stdout.readline() == f"submission {second}: InProgress, 0 of 1 chunks done\n"
+        with consuming(server, store_url, of_each_op(lambda operation: operation)):
+            rest, _ = program.communicate(timeout=60)
+    assert rest.splitlines() == [
+        f"submission {first}: Completed, 3 of 3 chunks done", f"submission {second}: Completed, 1 of 1 chunks done",
+    ]  # fmt: skip
+
+
 def test_every_example_is_tested_and_has_its_guide() -> None:
     tested = Path(__file__).read_text() + (ROOT / "tests/acceptance/test_demo.py").read_text()
-    guides = "".join(path.read_text() for path in [ROOT / "docs/tutorial.md", *(ROOT / "docs/guides").glob("*.md")])
+    docs = ROOT / "docs"
+    of_guides = [docs / "tutorial.md", docs / "upgrading.md", *(docs / "guides").glob("*.md")]
+    guides = "".join(path.read_text() for path in of_guides)
     for program in (ROOT / "examples").glob("*.py"):
         if program.name != "__init__.py":
             assert program.name in tested
