@@ -15,7 +15,7 @@ demo: $(VENV)/.installed ## count the identifiers of Python's standard library, 
 test: $(VENV)/.installed-test ## the whole test suite, by two processes: most tests wait for servers to start
 	@$(BIN)/python -m pytest -n 3 --dist loadfile
 
-check: $(VENV)/.installed-test ## ruff, mypy --strict, and pyright on the examples
+check: $(VENV)/.installed-test ## ruff, mypy --strict, and pyright as programs see the types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy

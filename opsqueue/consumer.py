@@ -11,12 +11,14 @@ from typing import Any
 from opsqueue import opsqueue_internal
 from opsqueue.client import packing, spans
 from opsqueue.client.async_consumer import AsyncConsumerClient as AsyncConsumerClient
+from opsqueue.client.bytes_like import BytesLike
 from opsqueue.client.callbacks import check_plain
 from opsqueue.client.chunk_context import ChunkContext as ChunkContext
 from opsqueue.client.chunk_context import FailSubmission as FailSubmission
 from opsqueue.client.chunk_context import RetryLater as RetryLater
 from opsqueue.client.chunk_context import chunk_context as chunk_context
-from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat
+from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT as DEFAULT_SERIALIZATION_FORMAT
+from opsqueue.common import SerializationFormat as SerializationFormat
 from opsqueue.opsqueue_internal import Chunk, ChunkIndex, Strategy, SubmissionId
 
 __all__ = ["Chunk", "ConsumerClient", "Strategy", "SubmissionId"]
@@ -69,7 +71,7 @@ class ConsumerClient:
 
     def run_each_chunk(
         self,
-        chunk_callback: Callable[[Sequence[Any], Chunk], Sequence[Any]],
+        chunk_callback: Callable[[Any, Chunk], Sequence[Any]],
         *,
         strategy: Strategy = Strategy.Random(),  # noqa: B008  # frozen
         serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
@@ -90,7 +92,7 @@ class ConsumerClient:
 
     def run_each_chunk_raw(
         self,
-        chunk_callback: Callable[[Chunk], bytes],
+        chunk_callback: Callable[[Chunk], BytesLike],
         *,
         strategy: Strategy = Strategy.Random(),  # noqa: B008  # frozen
         prefetch: int | None = None,
@@ -120,7 +122,7 @@ class ConsumerClient:
         submission_id: SubmissionId,
         submission_prefix: str | None,
         chunk_index: ChunkIndex,
-        output_content: bytes,
+        output_content: BytesLike,
     ) -> None:
         """Stores a chunk's result and reports the chunk as done. Raises ChunkStorageError, InternalConsumerClientError.
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opsqueue.client import packing, spans
+from opsqueue.client.bytes_like import BytesLike
 from opsqueue.client.done_chunks import AsyncDoneChunks as AsyncDoneChunks
 from opsqueue.client.done_chunks import DoneChunks as DoneChunks
 from opsqueue.client.listing import SubmissionPage as SubmissionPage
@@ -24,7 +25,9 @@ from opsqueue.client.values import (
     SubmissionNotCancellable,
     SubmissionStatus,
 )
-from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat, decode_chunk
+from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT as DEFAULT_SERIALIZATION_FORMAT
+from opsqueue.common import SerializationFormat as SerializationFormat
+from opsqueue.common import decode_chunk as decode_chunk
 from opsqueue.common import encode_chunk as encode_chunk
 from opsqueue.exceptions import (
     SubmissionFailedError,
@@ -107,7 +110,7 @@ class ProducerClient:
 
     def insert_submission_chunks(
         self,
-        chunk_contents: Iterable[bytes],
+        chunk_contents: Iterable[BytesLike],
         *,
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
@@ -187,7 +190,7 @@ class ProducerClient:
 
     def run_submission_chunks(
         self,
-        chunk_contents: Iterable[bytes],
+        chunk_contents: Iterable[BytesLike],
         *,
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
@@ -229,7 +232,7 @@ class ProducerClient:
 
     async def async_run_submission_chunks(
         self,
-        chunk_contents: Iterable[bytes],
+        chunk_contents: Iterable[BytesLike],
         *,
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,

@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 
 from opsqueue.client import packing, spans
 from opsqueue.client.async_raw_consumer import AsyncRawConsumer
+from opsqueue.client.bytes_like import BytesLike
 from opsqueue.client.callbacks import check_callable
 from opsqueue.client.values import Chunk, Strategy
 from opsqueue.common import DEFAULT_SERIALIZATION_FORMAT, SerializationFormat
@@ -69,7 +70,7 @@ class AsyncConsumerClient:
 
     async def run_each_chunk(
         self,
-        chunk_callback: Callable[[Sequence[Any], Chunk], Awaitable[Sequence[Any]]],
+        chunk_callback: Callable[[Any, Chunk], Awaitable[Sequence[Any]]],
         *,
         strategy: Strategy = Strategy.Random(),  # noqa: B008  # frozen
         serialization_format: SerializationFormat = DEFAULT_SERIALIZATION_FORMAT,
@@ -87,7 +88,7 @@ class AsyncConsumerClient:
 
     async def run_each_chunk_raw(
         self,
-        chunk_callback: Callable[[Chunk], Awaitable[bytes]],
+        chunk_callback: Callable[[Chunk], Awaitable[BytesLike]],
         *,
         strategy: Strategy = Strategy.Random(),  # noqa: B008  # frozen
         concurrency: int = CONCURRENCY,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from opsqueue.client import convert_chunk, meters, outcomes, spans
 from opsqueue.client.async_connection import AsyncConnection
+from opsqueue.client.bytes_like import BytesLike, content_of
 from opsqueue.client.chunk_context import ChunkContext, Entered
 from opsqueue.client.raw_consumer import note_reserved
 from opsqueue.client.session import Arrival, ConnectionLostError, Reservation
@@ -44,7 +45,7 @@ class AsyncChunkLoop:
         self,
         client: AsyncRawConsumer,
         strategy: Strategy,
-        callback: Callable[[Chunk], Awaitable[bytes]],
+        callback: Callable[[Chunk], Awaitable[BytesLike]],
         concurrency: int,
     ) -> None:
         self._client = client
@@ -199,7 +200,7 @@ class AsyncChunkLoop:
         begun = asyncio.get_running_loop().time()
         try:
             with Entered(context):
-                output = memoryview(await self._callback(context.chunk)).tobytes()
+                output = content_of(await self._callback(context.chunk), "a result")
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 from opsqueue.client import async_transfer, packing, spans, streaming
 from opsqueue.client.async_http import AsyncHttpClient
 from opsqueue.client.async_store import AsyncStore
+from opsqueue.client.bytes_like import BytesLike
 from opsqueue.client.done_chunks import COMPLETED, AsyncDoneChunks, DoneView
 from opsqueue.client.exchange import Call
 from opsqueue.client.ids import new_prefix
@@ -84,7 +85,7 @@ class AsyncProducerClient:
 
     async def insert_submission_chunks(
         self,
-        chunk_contents: Iterable[bytes] | AsyncIterable[bytes],
+        chunk_contents: Iterable[BytesLike] | AsyncIterable[BytesLike],
         *,
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
@@ -124,7 +125,7 @@ class AsyncProducerClient:
 
     async def _insert(
         self,
-        chunk_contents: AsyncIterable[bytes],
+        chunk_contents: AsyncIterable[BytesLike],
         prefix: str,
         key: str | None,
         metadata: bytes | None,

@@ -11,6 +11,7 @@ from opsqueue.client.async_connection import AsyncConnection
 from opsqueue.client.async_loop import AsyncChunkLoop
 from opsqueue.client.async_store import AsyncStore
 from opsqueue.client.backoff import Backoff
+from opsqueue.client.bytes_like import BytesLike
 from opsqueue.client.raw_consumer import SHORT_LIVED_S, WARN_EVERY_S, checked_strategy
 from opsqueue.client.session import ConnectError
 from opsqueue.client.store import open_store
@@ -76,7 +77,7 @@ class AsyncRawConsumer:
             await connection.close()
 
     async def run_per_chunk(
-        self, strategy: Strategy, callback: Callable[[Chunk], Awaitable[bytes]], concurrency: int
+        self, strategy: Strategy, callback: Callable[[Chunk], Awaitable[BytesLike]], concurrency: int
     ) -> None:
         """Calls `callback` with chunks, `concurrency` at a time, until `stop`; see opsqueue.client.async_loop."""
         if not isinstance(concurrency, int) or concurrency < 1:

@@ -7,21 +7,22 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 
 from opsqueue.client.async_store import AsyncStore
+from opsqueue.client.bytes_like import BytesLike, content_of
 from opsqueue.client.download import ahead_limit
 from opsqueue.client.store import input_path
 from opsqueue.client.store_error import StoreError
 from opsqueue.client.streaming import Finished
-from opsqueue.client.upload import MAX_BYTES, MAX_CHUNKS, content_of
+from opsqueue.client.upload import MAX_BYTES, MAX_CHUNKS
 from opsqueue.exceptions import ChunksStorageError
 
 
-async def upload(store: AsyncStore, prefix: str, chunks: AsyncIterable[bytes]) -> int:
+async def upload(store: AsyncStore, prefix: str, chunks: AsyncIterable[BytesLike]) -> int:
     """Stores all chunks and gives their number. Raises ChunksStorageError; what `chunks` raises passes."""
     running: deque[tuple[int, asyncio.Task[None]]] = deque()
     waiting, count = 0, 0
     try:
         async for chunk in chunks:
-            content = content_of(chunk)
+            content = content_of(chunk, "a chunk")
             while running and (len(running) >= MAX_CHUNKS or waiting + len(content) > MAX_BYTES):
                 size, oldest = running.popleft()
                 await oldest

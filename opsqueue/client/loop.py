@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from opsqueue.client import convert_chunk, meters, outcomes
+from opsqueue.client.bytes_like import BytesLike, content_of
 from opsqueue.client.chunk_context import ChunkContext, Entered
 from opsqueue.client.in_hand import InHand
 from opsqueue.client.interrupts import Interrupts
@@ -40,7 +41,7 @@ class ChunkLoop:
         self,
         client: ConsumerClient,
         strategy: Strategy,
-        callback: Callable[[Chunk], bytes],
+        callback: Callable[[Chunk], BytesLike],
         prefetch: int | None = None,
     ) -> None:
         if not callable(callback):
@@ -114,7 +115,7 @@ class ChunkLoop:
         self._interrupts.raised = True
         try:
             with Entered(context):
-                output = memoryview(self._callback(chunk)).tobytes()
+                output = content_of(self._callback(chunk), "a result")
         except Exception as error:
             failure = error
         finally:

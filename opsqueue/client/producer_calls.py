@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from opsqueue.client import convert, listing, meters
+from opsqueue.client.bytes_like import BytesLike, content_of
 from opsqueue.client.exchange import Answer, Call, Exchange, Failure, Sleep
 from opsqueue.client.urls import ServerAddress
 from opsqueue.client.values import (
@@ -114,14 +115,14 @@ class ProducerCalls:
 
     def insert_direct(
         self,
-        chunk_contents: Iterable[bytes],
+        chunk_contents: Iterable[BytesLike],
         metadata: bytes | None,
         strategic_metadata: dict[str, int] | None,
         chunk_size: int | None,
         carrier: Mapping[str, str],
     ) -> Call[SubmissionId]:
         """Inserts a submission whose chunks travel inside the request."""
-        contents: list[list[int] | None] = [list(memoryview(chunk).tobytes()) for chunk in chunk_contents]
+        contents: list[list[int] | None] = [list(content_of(chunk, "a chunk")) for chunk in chunk_contents]
         body = insert_body(wire.Direct(contents), metadata, strategic_metadata, chunk_size)
 
         def only_if_harmless(failure: Failure) -> Call[Answer | None]:
@@ -350,10 +351,7 @@ def insert_body(
     chunk_size: int | None,
 ) -> wire.InsertSubmission:
     """The body of an insert. Raises TypeError and OverflowError for metadata that cannot be sent."""
-    try:
-        encoded = None if metadata is None else memoryview(metadata).tobytes()
-    except TypeError as error:
-        raise TypeError(f"metadata must be bytes, not {metadata!r}") from error
+    encoded = None if metadata is None else content_of(metadata, "metadata")
     try:
         size = None if chunk_size is None else operator.index(chunk_size)
     except TypeError as error:

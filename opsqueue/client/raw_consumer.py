@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from opsqueue.client import convert_chunk, meters, outcomes, spans
 from opsqueue.client.backoff import Backoff
+from opsqueue.client.bytes_like import BytesLike, content_of
 from opsqueue.client.connection import Connection
 from opsqueue.client.convert import carrier
 from opsqueue.client.pool import Pool, ready
@@ -277,11 +278,11 @@ class ConsumerClient:
         submission_id: SubmissionId,
         submission_prefix: str | None,
         chunk_index: ChunkIndex,
-        output_content: bytes,
+        output_content: BytesLike,
     ) -> None:
         """Stores the result and reports the chunk as done. Raises ChunkStorageError, InternalConsumerClientError."""
         chunk_id = _chunk_id(submission_id, chunk_index)
-        content = memoryview(output_content).tobytes()
+        content = content_of(output_content, "a result")
         if submission_prefix is None:
             self._report(wire.CompleteChunk(chunk_id, content))
             return
@@ -302,7 +303,7 @@ class ConsumerClient:
         self._report(wire.FailChunk(_chunk_id(submission_id, chunk_index), outcomes.failure_text(failure)))
 
     def run_per_chunk(
-        self, strategy: Strategy, callback: Callable[[Chunk], bytes], prefetch: int | None = None
+        self, strategy: Strategy, callback: Callable[[Chunk], BytesLike], prefetch: int | None = None
     ) -> None:
         """Calls `callback` with one chunk after the other, until `stop`; at most `prefetch` chunks are taken ahead."""
         # imported here, since the loop is made of this client

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from opsqueue.client import listing, spans, streaming, upload
+from opsqueue.client.bytes_like import BytesLike
 from opsqueue.client.done_chunks import COMPLETED, DoneChunks
 from opsqueue.client.download import PyChunksAsyncIter, PyChunksIter, Start
 from opsqueue.client.exchange import Call
@@ -67,7 +68,7 @@ class ProducerClient:
 
     def insert_submission_chunks(
         self,
-        chunk_contents: Iterator[bytes],
+        chunk_contents: Iterator[BytesLike],
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
         chunk_size: int | None = None,
@@ -84,13 +85,13 @@ class ProducerClient:
             count = self._upload(prefix, chunk_contents)
             return self.run(self.calls.insert_stored(prefix, count, body, otel_trace_carrier))
 
-    def _upload(self, prefix: str, chunk_contents: Iterable[bytes]) -> int:
+    def _upload(self, prefix: str, chunk_contents: Iterable[BytesLike]) -> int:
         with spans.producing("upload", "create"):
             return upload.Upload(self._store, self._pool, prefix).run(chunk_contents)
 
     def find_or_insert_chunks(
         self,
-        chunk_contents: Iterator[bytes],
+        chunk_contents: Iterator[BytesLike],
         *,
         key: str | None,
         prefix: str | None,
@@ -117,7 +118,7 @@ class ProducerClient:
 
     async def async_insert_submission_chunks(
         self,
-        chunk_contents: Iterator[bytes],
+        chunk_contents: Iterator[BytesLike],
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
         chunk_size: int | None = None,
@@ -140,7 +141,7 @@ class ProducerClient:
 
     def insert_submission_direct(
         self,
-        chunk_contents: Iterable[bytes],
+        chunk_contents: Iterable[BytesLike],
         metadata: bytes | None = None,
         strategic_metadata: dict[str, int] | None = None,
         chunk_size: int | None = None,

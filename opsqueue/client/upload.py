@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 
+from opsqueue.client.bytes_like import BytesLike, content_of
 from opsqueue.client.pool import Pool
 from opsqueue.client.store import Store, input_path
 from opsqueue.client.store_error import StoreError
@@ -17,16 +18,6 @@ from opsqueue.exceptions import ChunksStorageError
 #: Bytes and chunks that wait to be stored; one chunk may always.
 MAX_BYTES = 64 * 1024 * 1024
 MAX_CHUNKS = 32
-
-
-def content_of(chunk: bytes) -> bytes:
-    """The bytes of any bytes-like object. Raises TypeError for anything else."""
-    if isinstance(chunk, bytes):
-        return chunk
-    try:
-        return memoryview(chunk).tobytes()
-    except TypeError as error:
-        raise TypeError(f"a chunk must be bytes, not {chunk!r:.100}") from error
 
 
 class Upload:
@@ -40,7 +31,7 @@ class Upload:
         self._bytes = 0
         self._count = 0
 
-    def run(self, chunks: Iterable[bytes]) -> int:
+    def run(self, chunks: Iterable[BytesLike]) -> int:
         """Stores all chunks and gives their number. Raises ChunksStorageError; what `chunks` raises passes."""
         try:
             for wanted in self._steps(chunks):
@@ -52,7 +43,7 @@ class Upload:
             self._cancel()
         return self._count
 
-    async def run_async(self, chunks: Iterable[bytes]) -> int:
+    async def run_async(self, chunks: Iterable[BytesLike]) -> int:
         """As `run`, without blocking the event loop while chunks are stored."""
         import asyncio  # most programs do without
 
@@ -68,13 +59,13 @@ class Upload:
             self._cancel()
         return self._count
 
-    def _steps(self, chunks: Iterable[bytes]) -> Iterator[Future[None] | None]:
+    def _steps(self, chunks: Iterable[BytesLike]) -> Iterator[Future[None] | None]:
         """Starts uploads; yields each that has to end before the next may start, and at the end all others.
 
         Yields None after each chunk that was stored at once.
         """
         for chunk in chunks:
-            content = content_of(chunk)
+            content = content_of(chunk, "a chunk")
             while self._running and self._running[0][1].done():
                 yield from self._oldest()
             while self._running and (len(self._running) >= MAX_CHUNKS or self._bytes + len(content) > MAX_BYTES):

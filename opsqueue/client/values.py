@@ -6,8 +6,9 @@ Variants are nested subclasses of their parent: `isinstance(status, SubmissionSt
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias, TypeVar
 
 import msgspec
 from msgspec.structs import force_setattr
@@ -92,7 +93,7 @@ class _Variants(msgspec.Struct, frozen=True, metaclass=_Matched):
 V = TypeVar("V", bound=type)
 
 
-def _nested(parent: type) -> Any:
+def _nested(parent: type) -> Callable[[V], V]:
     """Makes the decorated class an attribute of `parent`, under the name that its `__qualname__` ends with."""
 
     def nest(variant: V) -> V:

@@ -11,8 +11,8 @@ __all__ = ["SerializationFormat"]
 class SerializationFormat(Protocol):
     """Any module or object with `dumps` and `loads`: `opsqueue.serialization.json`, `pickle`, or one of your own."""
 
-    def dumps(self, obj: Any) -> bytes:
+    def dumps(self, obj: Any, /) -> bytes:
         """`obj`, a tuple of operations, as bytes."""
 
-    def loads(self, data: bytes) -> Any:
+    def loads(self, data: bytes, /) -> Any:
         """The sequence of operations that `dumps` wrote."""
