@@ -26,6 +26,10 @@ UUID7 = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-
 ALL_FEATURES = ["clean-close", "refusal", "dropped", "release", "extend", "retry-later", "fail-submission"]
 #: Each of its settings is short enough to be seen by a test.
 QUICK = {"heartbeat_interval": "100ms", "max_missable_heartbeats": 2}
+#: For peers that are alive: on a busy machine a test may pause for some heartbeats.
+LENIENT = QUICK | {"max_missable_heartbeats": 9}
+#: More of them than may be missed.
+MANY = 20
 
 
 # --- handshake and Init ---
@@ -77,7 +81,7 @@ def test_a_ping_follows_init_right_away(wire: Wire) -> None:
 
 
 def test_a_ping_comes_at_every_tick_whatever_else_is_sent(serve: Serve) -> None:
-    consumer = serve(**QUICK).consumer()
+    consumer = serve(**LENIENT).consumer()
     begun = time.monotonic()
     answered = 0
     while len(consumer.pings) < 8:
@@ -115,18 +119,18 @@ def test_what_a_silent_peer_held_is_handed_to_another_at_once(serve: Serve) -> N
 
 
 def test_a_peer_that_only_answers_pings_stays_for_many_ticks(serve: Serve) -> None:
-    consumer = serve(**QUICK).consumer()
-    for _ in range(12):
+    consumer = serve(**LENIENT).consumer()
+    for _ in range(MANY):
         assert consumer.ping() == HEARTBEAT
     consumer.settle()
 
 
 @pytest.mark.parametrize("kind", ["pong", "ping", "message"])
 def test_any_frame_counts_as_a_sign_of_life(serve: Serve, kind: str) -> None:
-    consumer = serve(**QUICK).consumer()
+    consumer = serve(**LENIENT).consumer()
     consumer.answers_pings = False
     signs = {"pong": frame(b"", PONG), "ping": frame(b"hi", PING)}
-    for _ in range(12):
+    for _ in range(MANY):
         while (got := consumer.next_frame()).opcode != PING:
             assert got.opcode in (PONG, BINARY)
         consumer.send(signs.get(kind) or consumer.message({"WantToReserveChunks": {"max": 0, "strategy": "Oldest"}}))

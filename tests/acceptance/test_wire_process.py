@@ -115,7 +115,9 @@ def test_a_database_in_memory_serves_survives_its_writer_and_leaves_no_file(
     server = server_factory(database_filename=name)
     with RawProducer(server.port) as producer:
         submission = producer.insert(2)
-        server.wait_for_replacement("writer", server.kill_child("writer"))
+        with RawConsumer(server.port) as consumer:
+            server.kill_child("writer")
+            assert consumer.end()[0] == 1012, "one that connects before the front-end knows would be sent away, too"
         with RawConsumer(server.port) as consumer:
             consumer.complete(*consumer.reserve_ids(2))
             consumer.settle()

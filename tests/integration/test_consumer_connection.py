@@ -54,9 +54,6 @@ from tests.integration.standin_writer import (
 )
 from tests.unit.consumer_feed import frame
 
-# The successor of this fixture, a hook, can only be set for every test of a folder.
-pytestmark = pytest.mark.filterwarnings("ignore:Overriding the .event_loop_policy. fixture")
-
 HEARTBEAT = b"\xf0\x9f\x92\x93"
 
 

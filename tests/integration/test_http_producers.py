@@ -6,6 +6,7 @@ import http.client
 import json
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import quote
 
@@ -62,7 +63,9 @@ class Consumer:
     """A raw consumer."""
 
     def __init__(self, port: int) -> None:
-        self._socket: ClientConnection = connect(f"ws://127.0.0.1:{port}/consumer", compression=None)
+        self._ends = ExitStack()
+        connecting = connect(f"ws://127.0.0.1:{port}/consumer", compression=None)
+        self._socket: ClientConnection = self._ends.enter_context(connecting)
         self._nonce = 0
         assert "Init" in self._receive()
 
@@ -86,7 +89,7 @@ class Consumer:
         self._send({"CompleteChunk": {"id": chunk_id, "output_content": output}})
 
     def close(self) -> None:
-        self._socket.close()
+        self._ends.close()
 
 
 @pytest.fixture

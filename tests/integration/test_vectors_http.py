@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ class Consumer:
     """A raw consumer: one WebSocket, one request at a time."""
 
     def __init__(self, port: int) -> None:
-        self._socket: ClientConnection = connect(f"ws://127.0.0.1:{port}/consumer", compression=None)
+        self._ends = ExitStack()
+        connecting = connect(f"ws://127.0.0.1:{port}/consumer", compression=None)
+        self._socket: ClientConnection = self._ends.enter_context(connecting)
         self._nonce = 0
         assert "Init" in self._receive()
 
@@ -65,7 +68,7 @@ class Consumer:
         self._send({"FailChunk": {"id": self._id(chunk), "failure": failure}})
 
     def close(self) -> None:
-        self._socket.close()
+        self._ends.close()
 
 
 class Replay:
